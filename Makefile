@@ -1,0 +1,73 @@
+# Every target that needs Python packages depends on the stamp file, so the first
+# one you run installs them and later ones start at once.
+
+PYTHON ?= python3
+# Extra options for the command that a target runs, for example: make test ARGS="-k losses"
+ARGS ?=
+# A package index to take torch, and nothing else, from: on Linux the default torch
+# brings several GB of CUDA libraries, which PyTorch's CPU-only index avoids.
+TORCH_INDEX ?=
+
+VENV := .venv
+STAMP := $(VENV)/.installed
+VENV_PYTHON := $(VENV)/bin/python
+INSTALL := $(VENV_PYTHON) -m pip install -c constraints.txt
+
+# Everything needed at run time is in the repository: a lookup on the network would be a mistake.
+export HF_HUB_OFFLINE := 1
+# The tokenizers' own threads clash with forked worker processes.
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lab lint format bench bench-trl clean distclean
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install everything (options: PYTHON=python3.12, TORCH_INDEX=URL)
+
+$(STAMP): pyproject.toml constraints.txt
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "tgpo-lab needs Python 3.11 or newer, which PYTHON=$(PYTHON) is not: try make setup PYTHON=python3.12" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "PYTHON=$(PYTHON) lacks the standard module venv: install it (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+# torch goes first and alone. With TORCH_INDEX its own dependencies wait for the
+# second command, because that index may not hold the pinned versions of them.
+	$(INSTALL) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+demo: $(STAMP) ## Run the demo and write its report (options: ARGS="--steps 12")
+	$(VENV_PYTHON) -m tgpo_lab demo $(ARGS)
+
+test: $(STAMP) ## Run the tests (options: ARGS="-k name")
+	$(VENV_PYTHON) -m pytest -n 2 --dist loadscope $(ARGS)
+
+lab: $(STAMP) ## Open the notebooks in JupyterLab
+# JupyterLab would otherwise ask the network for news, updates and extensions.
+	$(VENV_PYTHON) -m jupyterlab notebooks --LabApp.news_url=None --LabApp.extension_manager=readonly \
+		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(ARGS)
+
+lint: $(STAMP) ## Check the code's style
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m ruff format --check .
+
+format: $(STAMP) ## Format the code and apply the safe fixes
+	$(VENV_PYTHON) -m ruff check --fix .
+	$(VENV_PYTHON) -m ruff format .
+
+bench: $(STAMP) ## Measure speed and memory
+	$(VENV_PYTHON) -m tgpo_lab bench $(ARGS)
+
+bench-trl: $(STAMP) ## Compare with trl, which this installs
+	$(INSTALL) -e '.[trl]'
+	$(VENV_PYTHON) benchmarks/against_trl.py $(ARGS)
+
+clean: ## Remove caches and build products; .venv and runs stay
+	rm -rf .hypothesis .pytest_cache .ruff_cache build dist *.egg-info
+	find . \( -path ./$(VENV) -o -path ./runs -o -path ./.git \) -prune \
+		-o -type d \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +
+
+distclean: clean ## Also remove .venv; your runs stay
+	rm -rf $(VENV)

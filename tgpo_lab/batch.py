@@ -1,0 +1,113 @@
+"""A batch of one training step, and the view of it that losses get."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .losses import token_logprobs
+from .policy import project_to_vocabulary, response_hidden_states
+from .rollouts import Rollouts
+from .teacher import TeacherAnswers
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Everything known about a step's rollouts before the update.
+
+    The student's rows come first, groups of G together; rows that the teacher wrote, if the method
+    asked for any, come after them in the same order of prompts.
+    """
+
+    rollouts: Rollouts
+    from_teacher: Tensor
+    """(B,) bool: the teacher wrote this row."""
+    rewards: Tensor
+    """(B,) verifiable reward."""
+    teacher: TeacherAnswers
+    """The teacher's answers at the prefixes of the student's rows (zeros on its own rows)."""
+    behaviour_logprobs: Tensor | None
+    """(B, T) log π_old; None when the batch is used for one update only, where it is log πθ itself."""
+    group_size: int
+    max_new_tokens: int
+    random: torch.Generator
+    """CPU generator for choices that a method makes."""
+
+    @property
+    def student_mask(self) -> Tensor:
+        """(B, T) bool: tokens that the student wrote."""
+        return self.rollouts.mask & ~self.from_teacher.unsqueeze(-1)
+
+    @property
+    def teacher_mask(self) -> Tensor:
+        """(B, T) bool: tokens that the teacher wrote."""
+        return self.rollouts.mask & self.from_teacher.unsqueeze(-1)
+
+    @property
+    def student_rows(self) -> int:
+        """Number of rows that the student wrote."""
+        return int((~self.from_teacher).sum())
+
+    def restricted_to(self, rows: Tensor) -> Batch:
+        """The same tensors with only ``rows`` (int64) unmasked: a mini-batch, without moving a tensor."""
+        chosen = torch.zeros(len(self.rollouts), dtype=torch.bool, device=rows.device)
+        chosen[rows] = True
+        return replace(self, rollouts=replace(self.rollouts, mask=self.rollouts.mask & chosen.unsqueeze(-1)))
+
+
+    def with_behaviour(self, logprobs: Tensor) -> Batch:
+        """The same with log π_old (B, T), for more than one update."""
+        return replace(self, behaviour_logprobs=logprobs)
+
+
+class Positions:
+    """The N unmasked positions of a micro-batch as (1, N) tensors, the form in which losses take them."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        rows: Tensor,
+        student: PreTrainedModel,
+        teacher: PreTrainedModel,
+        temperature: float,
+        vocabulary_size: int,
+    ):
+        self.batch, self.rows, self._teacher, self._vocabulary_size = batch, rows, teacher, vocabulary_size
+        part = batch.rollouts.rows(rows)
+        self._row, self._step = part.mask.nonzero(as_tuple=True)
+        self._row = rows[self._row]
+        hidden = response_hidden_states(student, part)
+        logits = project_to_vocabulary(student, hidden, vocabulary_size)
+        if temperature not in (0, 1):
+            logits = logits / temperature
+        self.logits = logits.unsqueeze(0)
+        """(1, N, V) student logits, with gradient; the policy is their softmax."""
+        self.tokens = self.take(batch.rollouts.responses)
+        """(1, N) tokens of the rollouts."""
+        self.logprobs = token_logprobs(self.logits, self.tokens)
+        """(1, N) log πθ of those tokens, with gradient."""
+
+    def take(self, values: Tensor) -> Tensor:
+        """Values of these positions: (B, T, …) → (1, N, …)."""
+        return values[self._row, self._step].unsqueeze(0)
+
+    def write_logprobs(self, target: Tensor) -> None:
+        """Put log πθ of these positions into ``target`` (B, T)."""
+        target[self._row, self._step] = self.logprobs.detach().squeeze(0)
+
+    @property
+    def behaviour_logprobs(self) -> Tensor:
+        """(1, N) log π_old."""
+        known = self.batch.behaviour_logprobs
+        return self.logprobs.detach() if known is None else self.take(known)
+
+    def teacher_logits(self, where: Tensor | None = None) -> Tensor:
+        """(1, N, V) teacher logits, or only those of the positions ``where`` (N,) bool."""
+        index = self.take(self.batch.teacher.hidden_index).squeeze(0)
+        index = index if where is None else index[where]
+        with torch.no_grad():
+            hidden = self.batch.teacher.hidden[index]
+            return project_to_vocabulary(self._teacher, hidden, self._vocabulary_size).unsqueeze(0)

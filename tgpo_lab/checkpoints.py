@@ -1,0 +1,111 @@
+"""Checkpoints: the student as an ordinary Hugging Face folder, beside it what an exact resume needs.
+
+Random states are not stored: every generator is derived from the seed and the step
+(:mod:`tgpo_lab.randomness`). Everything is JSON or safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from .errors import InputError
+from .files import write_json, written_folder
+
+STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What stands in a checkpoint beside the weights."""
+
+    step: int
+    """Number of updates' batches that the student has learned from."""
+    schedule: dict
+    """State of the method's schedule."""
+
+
+def save_checkpoint(
+    folder: Path,
+    state: CheckpointState,
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: torch.optim.Optimizer,
+    keep: int,
+) -> Path:
+    """Write ``folder/step-NNNNNN``, whole or not at all, then remove all but the latest ``keep`` (0: none)."""
+    target = folder / f"{PREFIX}{state.step:06d}"
+    with written_folder(target) as writing:
+        transformers_logging.disable_progress_bar()
+        student.save_pretrained(writing)
+        tokenizer.save_pretrained(writing)
+        save_file(_flatten(student, optimizer), writing / OPTIMIZER_FILE)
+        sizes = {file.name: file.stat().st_size for file in sorted(writing.iterdir())}
+        write_json(writing / STATE_FILE, {"step": state.step, "schedule": state.schedule, "file_sizes": sizes})
+    if keep:
+        for old in checkpoint_folders(folder)[:-keep]:
+            shutil.rmtree(old)
+    return target
+
+
+def checkpoint_folders(folder: Path) -> list[Path]:
+    """Whole checkpoints under ``folder``, oldest first. Half-written ones have another name."""
+    return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / STATE_FILE).exists())
+
+
+def read_state(checkpoint: Path) -> CheckpointState:
+    """Read and verify a checkpoint's state.
+
+    Raises:
+        InputError: a file is missing or has another size than when it was written.
+    """
+    try:
+        values = json.loads((checkpoint / STATE_FILE).read_text())
+        sizes, state = values["file_sizes"], CheckpointState(values["step"], values["schedule"])
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{checkpoint} is not a whole checkpoint ({STATE_FILE}: {error}). Use an earlier one.") from error
+    for name, size in sizes.items():
+        file = checkpoint / name
+        found = file.stat().st_size if file.exists() else None
+        if found != size:
+            what = "is missing" if found is None else f"has {found} bytes where {size} were written"
+            raise InputError(f"{file} {what}: the checkpoint is damaged or cut short. Remove it to use the one before.")
+    return state
+
+
+def load_optimizer(checkpoint: Path, student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> None:
+    """Give the optimiser back the state of a checkpoint.
+
+    Raises:
+        InputError: the file is damaged or belongs to another model.
+    """
+    file = checkpoint / OPTIMIZER_FILE
+    try:
+        tensors = load_file(file)
+        for name, parameter in student.named_parameters():
+            keys = [key for key in tensors if key.split("|", 1)[1] == name]
+            if keys:
+                # The step counter lives on the CPU, the moments beside their parameter.
+                optimizer.state[parameter] = {
+                    key.split("|", 1)[0]: tensors[key] if tensors[key].ndim == 0 else tensors[key].to(parameter.device)
+                    for key in keys
+                }
+    except (SafetensorError, OSError, IndexError) as error:
+        raise InputError(f"{file} is damaged ({error}). Remove the checkpoint to use the one before.") from error
+
+
+def _flatten(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{key}|{name}": value.detach().contiguous()
+        for name, parameter in student.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }

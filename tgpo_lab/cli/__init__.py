@@ -1,0 +1,87 @@
+"""The command line: ``tgpo-lab`` or ``python -m tgpo_lab``. Parsed by tyro from dataclasses and functions.
+
+A command imports what it needs when it runs, so that ``--help`` answers at once. Bad input is one
+sentence on the error stream and exit status 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from ..errors import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(_overview())
+        return 0 if arguments else 2
+    name, rest = arguments[0], arguments[1:]
+    try:
+        if name not in COMMANDS:
+            raise InputError(f"Unknown command {name!r}: choose one of {', '.join(COMMANDS)}.")
+        return COMMANDS[name][0](rest)
+    except InputError as error:
+        print(f"tgpo-lab: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("tgpo-lab: interrupted.", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        from ..stopping import NonFiniteError
+
+        if not isinstance(error, NonFiniteError):
+            raise
+        print(f"tgpo-lab: {error}", file=sys.stderr)
+        return 1
+
+
+def _overview() -> str:
+    lines = [f"  {name:10} {summary}" for name, (_, summary) in COMMANDS.items()]
+    return (
+        "usage: tgpo-lab COMMAND [options]\n\n"
+        "On-policy distillation of language models: reverse KL, GRPO, TGPO and their relatives.\n\n"
+        + "\n".join(lines)
+        + "\n\nEvery command explains itself: tgpo-lab COMMAND --help"
+    )
+
+
+def _demo(arguments: list[str]) -> int:
+    from .demo import demo_command
+
+    return demo_command(arguments)
+
+
+def _train(arguments: list[str]) -> int:
+    from .train import train_command
+
+    return train_command(arguments)
+
+
+def _evaluate(arguments: list[str]) -> int:
+    from .evaluate import evaluate_command
+
+    return evaluate_command(arguments)
+
+
+def _pairs(arguments: list[str]) -> int:
+    from .pairs import pairs_command
+
+    return pairs_command(arguments)
+
+
+def _bench(arguments: list[str]) -> int:
+    from .bench import bench_command
+
+    return bench_command(arguments)
+
+
+COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
+    "demo": (_demo, "train reverse KL, GRPO and TGPO on the far pair, and write a report"),
+    "train": (_train, "train the student of any pair with any method"),
+    "evaluate": (_evaluate, "accuracy of a student or teacher on held-out prompts"),
+    "pairs": (_pairs, "list, measure or rebuild pairs"),
+    "bench": (_bench, "tokens per second by phase, seconds per step, peak memory"),
+}

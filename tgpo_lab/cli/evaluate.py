@@ -1,0 +1,101 @@
+"""``tgpo-lab evaluate``: accuracy of a model on held-out prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+
+from ..errors import InputError
+from ..evaluation import evaluate, pair_prompts
+from ..pairs import load_model, load_pair
+from ..prompts import load_prompts
+from ..runs import latest_checkpoint, read_config
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """Let a model answer held-out prompts and print its accuracy."""
+
+    student: str = "far"
+    """A shipped pair, or the student's folder or hub name."""
+    teacher: str | None = None
+    """The teacher's folder or hub name; left out for a shipped pair."""
+    model: Literal["student", "teacher"] = "student"
+    """Which of the two answers."""
+    run: str | None = None
+    """A training run's folder: its newest student answers instead."""
+    dataset: str | None = None
+    """Folder or file with prompts, or a hub name; left out, the pair's own."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which prompts."""
+    prompt_column: str = "prompt"
+    """Column with the prompt text."""
+    answer_column: str = "answer"
+    """Column with the right answer."""
+    count: int | None = None
+    """The first so many prompts; all if left out."""
+    temperature: float = 0.0
+    """0 is greedy."""
+    samples_per_prompt: int = 1
+    """Responses for each prompt; with more than one, pass@k is printed too."""
+    max_new_tokens: int = 80
+    """Responses are cut after so many tokens."""
+    reward: str = "marked_answer"
+    """How a response is judged: marked_answer or exact_match."""
+    show: int = 0
+    """Print so many responses."""
+    seed: int = 0
+    """Decides the samples."""
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """Evaluate a model."""
+    options = tyro.cli(EvaluateOptions, args=arguments, prog="tgpo-lab evaluate")
+    for name in ("count", "samples_per_prompt", "max_new_tokens"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise InputError(f"{name} must be 1 or more, but is {value}.")
+    if options.temperature < 0:
+        raise InputError(f"temperature must be 0 or more, but is {options.temperature}.")
+    pair, model = _pair_and_model(options)
+    if options.dataset is None:
+        prompts = pair_prompts(pair, options.split)
+    else:
+        splits = load_prompts(options.dataset, options.prompt_column, options.answer_column)
+        if options.split not in splits:
+            raise InputError(f"{options.dataset} has no split {options.split!r}: it has {', '.join(splits)}.")
+        prompts = splits[options.split]
+    result = evaluate(
+        pair,
+        model,
+        prompts=prompts,
+        count=options.count,
+        temperature=options.temperature,
+        samples_per_prompt=options.samples_per_prompt,
+        max_new_tokens=options.max_new_tokens,
+        reward=options.reward,
+        seed=options.seed,
+    )
+    print(f"accuracy {result.accuracy:.4f}  length {result.length:.1f}  truncated {result.truncated:.4f}")
+    if options.samples_per_prompt > 1:
+        ks = [k for k in (1, 2, 4, 8, 16, 32, 64, 128, 256) if k <= options.samples_per_prompt]
+        print("  ".join(f"pass@{k} {result.pass_at_k(options.samples_per_prompt, k):.4f}" for k in ks))
+    texts = result.rollouts.texts(pair.tokenizer)
+    for row in range(min(options.show, len(texts))):
+        prompt = prompts[row // options.samples_per_prompt]
+        verdict = "right" if result.rewards[row] > 0 else f"wrong, the answer is {prompt['answer']}"
+        print(f"{prompt['prompt']}{texts[row]}   [{verdict}]")
+    return 0
+
+
+def _pair_and_model(options: EvaluateOptions):
+    if options.run is None:
+        pair = load_pair(options.student, options.teacher)
+        return pair, pair.student if options.model == "student" else pair.teacher
+    config = read_config(Path(options.run))
+    pair = load_pair(config.student, config.teacher)
+    return pair, load_model(latest_checkpoint(Path(options.run)), torch.float32, "cpu")

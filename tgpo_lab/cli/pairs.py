@@ -1,0 +1,91 @@
+"""``tgpo-lab pairs``: list, measure and rebuild pairs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import tyro
+
+from ..files import require_writable_folder, write_json, write_text
+from ..pair_card import card_markdown, measure_pair
+from ..pairs import DATA, load_pair, shipped_pairs
+from ..prompts import load_prompts
+from ..provenance import provenance
+
+
+def pairs_command(arguments: list[str]) -> int:
+    """List, measure or rebuild pairs."""
+    commands = {"list": list_pairs, "measure": measure, "build": build}
+    return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="tgpo-lab pairs")
+
+
+def list_pairs() -> int:
+    """List the shipped pairs."""
+    for name in shipped_pairs():
+        print(f"{name:12} {json.loads((DATA / 'pairs' / name / 'pair.json').read_text())['summary']}")
+    return 0
+
+
+def measure(
+    student: tyro.conf.Positional[str],
+    teacher: tyro.conf.Positional[str | None] = None,
+    dataset: str | None = None,
+    count: int = 128,
+    max_new_tokens: int = 80,
+    reward: str = "marked_answer",
+    seed: int = 0,
+    output: Path | None = None,
+) -> int:
+    """Measure a pair before training: divergence, and how reliable the teacher is on the student's prefixes.
+
+    Args:
+        student: A shipped pair's name, or the student's folder or hub name.
+        teacher: The teacher's folder or hub name; left out for a shipped pair.
+        dataset: Folder or file with prompts, or a hub name; left out, the pair's own.
+        count: Number of prompts.
+        max_new_tokens: Responses are cut after so many tokens.
+        reward: How a response is judged: marked_answer or exact_match.
+        seed: Decides the samples.
+        output: Folder to write card.json and README.md to.
+    """
+    if output is not None:
+        require_writable_folder(output)
+    pair = load_pair(student, teacher)
+    splits = load_prompts(dataset) if dataset is not None else None
+    prompts = splits["test" if "test" in splits else "train"] if splits is not None else None
+    card = measure_pair(pair, prompts, count=count, max_new_tokens=max_new_tokens, reward=reward, seed=seed)
+    summary = ""
+    if teacher is None:
+        summary = json.loads((DATA / "pairs" / student / "pair.json").read_text())["summary"]
+    text = card_markdown(card, summary)
+    print(text)
+    if output is not None:
+        write_json(output / "card.json", {**card.as_dict(), "seed": seed, "made_by": provenance()})
+        write_text(output / "README.md", text)
+    return 0
+
+
+def build(name: tyro.conf.Positional[str], output: Path = Path("runs/pairs"), threads: int = 1) -> int:
+    """Rebuild a shipped pair from its seed (half an hour for a robust teacher), then measure it.
+
+    Args:
+        name: near, mid, far or far-fragile.
+        output: Folder for models, prompts and the pair's card. Models that are there already are kept.
+        threads: Processor threads. Another number, or another processor, rounds differently, so weights can differ.
+    """
+    import torch
+
+    from ..tiny_world.building import build_pair
+
+    torch.set_num_threads(threads)
+    folder = build_pair(name, output)
+    entry = json.loads((folder / "pair.json").read_text())
+    pair = load_pair(output / entry["student"], output / entry["teacher"])
+    pair.name = name
+    card = measure_pair(pair, load_prompts(output / entry["prompts"])["test"])
+    text = card_markdown(card, entry["summary"])
+    print(text)
+    write_json(folder / "card.json", {**card.as_dict(), "seed": 0, "made_by": provenance()})
+    write_text(folder / "README.md", text)
+    return 0

@@ -1,0 +1,97 @@
+"""``tgpo-lab train``: every field of the configuration and every option of the method as a flag."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
+
+from ..config import PRESETS, TrainConfig
+from ..errors import InputError
+from ..methods import method_entries
+from ..runs import read_config
+from ..schedules import SCHEDULES, Schedule, parse_schedule
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What decides which other flags there are."""
+
+    preset: str = "tiny"
+    """Where the defaults come from."""
+    method: str = "tgpo"
+    """The method to train with."""
+    resume: Path | None = None
+    """Go on with the run in this folder; its own configuration is used."""
+    quiet: bool = False
+    """No progress bar."""
+
+
+def train_command(arguments: list[str]) -> int:
+    """Train the student of a pair."""
+    choice, config = parse_training(arguments)
+    from ..training import train  # here, so that --help does not wait for the import
+
+    result = train(config, resume=choice.resume is not None, show_progress=not choice.quiet)
+    accuracy = result.metrics["accuracy"].dropna()
+    if len(accuracy):
+        print(f"Held-out accuracy {accuracy.iloc[0]:.3f} → {accuracy.iloc[-1]:.3f}. The run is in {result.directory}.")
+    return 0 if result.completed else 130
+
+
+def parse_training(arguments: list[str]) -> tuple[Choice, TrainConfig]:
+    """Read the command line in two passes: preset and method first, then the flags that these bring.
+
+    Raises:
+        InputError: impossible values.
+        SystemExit: wrong flags (status 2) or ``--help``.
+    """
+    choice, rest = tyro.cli(Choice, args=arguments, return_unknown_args=True, add_help=False, prog="tgpo-lab train")
+    if choice.resume is not None:
+        default = read_config(choice.resume).with_changes(output=str(choice.resume))
+    else:
+        default = TrainConfig.preset(choice.preset, choice.method)
+        if "--output" not in rest and not any(a.startswith("--output=") for a in rest):
+            default = default.with_changes(output=f"runs/{choice.method}-{Path(default.student).name}")
+    with schedule_flags():
+        config = tyro.cli(
+            type(default), default=default, args=rest, prog="tgpo-lab train", description=_description(choice)
+        )
+    return choice, config
+
+
+def schedule_flags() -> ConstructorRegistry:
+    """Context in which tyro reads a schedule from text such as ``"LinearDecay(0.02, 0.0002)"``."""
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def _(info: tyro.constructors.PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type is not Schedule and info.type not in SCHEDULES.values():
+            return None
+        return PrimitiveConstructorSpec(
+            nargs=1,
+            metavar="SCHEDULE",
+            instance_from_str=lambda words: parse_schedule(words[0]),
+            is_instance=lambda value: isinstance(value, Schedule),
+            str_from_instance=lambda value: [str(value)],
+        )
+
+    return registry
+
+
+def _description(choice: Choice) -> str:
+    methods = "\n".join(f"  {entry.name:22} {entry.summary}" for entry in method_entries())
+    return (
+        "Train the student of a pair. These four flags decide the defaults and the options below:\n\n"
+        f"  --preset NAME          {' or '.join(PRESETS)} (now: {choice.preset})\n"
+        f"  --method NAME          one of the methods (now: {choice.method})\n"
+        "  --resume FOLDER        go on with the run in that folder\n"
+        "  --quiet                no progress bar\n\n"
+        f"Methods:\n{methods}\n\n"
+        'Schedules are written as in Python: "LinearDecay(0.02, 0.0002)", "Constant(0.02)",\n'
+        '"Trapezoid(0.02, 50, 100)", "UntilAgreement(0.02)".'
+    )

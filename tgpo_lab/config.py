@@ -1,0 +1,198 @@
+"""Configuration of a training run: one dataclass, with named presets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+from .errors import InputError
+from .methods import Method, make_method
+from .methods.base import method_class
+from .rewards import reward_function
+from .schedules import Schedule, parse_schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. The defaults are those of the preset ``tiny`` with TGPO on the far pair."""
+
+    # Pair
+    student: str = "far"
+    """A shipped pair (near, mid, far, far-fragile), or the student's folder or hub name."""
+    teacher: str | None = None
+    """The teacher's folder or hub name; left out for a shipped pair."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """bfloat16: the teacher's weights and the student's products; the student's weights stay float32."""
+    gradient_checkpointing: bool = False
+    """Compute the student's activations again in the backward pass instead of storing them."""
+
+    # Prompts and reward
+    dataset: str | None = None
+    """Folder with train.jsonl, a .jsonl file, or a dataset on the hub; left out, the pair's own prompts."""
+    prompt_column: str = "prompt"
+    """Column with the prompt text."""
+    answer_column: str = "answer"
+    """Column with the right answer."""
+    reward: str = "marked_answer"
+    """How a response is judged: marked_answer (the integer after the last #) or exact_match."""
+
+    # Method
+    method: Method = field(default_factory=lambda: make_method("tgpo", tiny=True))
+    """The method with its options."""
+
+    # Sampling
+    steps: int = 120
+    """Number of batches sampled and learned from."""
+    prompts_per_step: int = 16
+    """Prompts in a batch."""
+    group_size: int = 8
+    """Samples for each prompt (G)."""
+    max_new_tokens: int = 80
+    """Responses are cut after so many tokens."""
+    temperature: float = 1.0
+    """Divides the student's logits, in sampling and in the loss alike."""
+
+    # Update
+    learning_rate: float = 3e-4
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 0
+    """Steps over which the learning rate rises in a straight line to its peak."""
+    adam_beta1: float = 0.9
+    """Decay of AdamW's first moment."""
+    adam_beta2: float = 0.999
+    """Decay of AdamW's second moment."""
+    weight_decay: float = 0.0
+    """Weight decay of AdamW."""
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm."""
+    mini_batches: int = 1
+    """Updates for each pass over a batch; a mini-batch holds whole groups."""
+    passes: int = 1
+    """Passes over a batch. More than one update in all makes the clipped ratio matter."""
+    micro_batch_tokens: int = 16384
+    """At most so many tokens, padding included, go through a model at once. Changes nothing but memory and rounding."""
+
+    # Measurement
+    evaluate_every: int = 5
+    """Steps between measurements of held-out accuracy; 0 for none but at the end."""
+    evaluation_prompts: int = 128
+    """Held-out prompts for that."""
+    measured_positions: int = 1024
+    """Positions, drawn anew each step, at which whole distributions are compared; 0 for all."""
+    gradient_terms_every: int = 5
+    """Steps between measurements of each term's own gradient (one more backward pass per term); 0 for never."""
+    rejection_threshold: float = 4.0
+    """Nats by which log πθ(y_t) must exceed log πT(y_t) for a token to count as rejected by the teacher."""
+
+    # Output
+    output: str = "runs/train"
+    """Folder of the run."""
+    checkpoint_every: int = 20
+    """Steps between checkpoints; one is always written at the start and at the end."""
+    keep_checkpoints: int = 2
+    """How many of the latest checkpoints stay on disk; 0 keeps all."""
+    seed: int = 0
+    """Decides prompts, samples and every other random choice."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "prompts_per_step", "group_size", "max_new_tokens", "mini_batches", "passes",
+                     "micro_batch_tokens", "evaluation_prompts", "checkpoint_every"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
+        for name in ("warmup_steps", "weight_decay", "evaluate_every", "measured_positions", "gradient_terms_every",
+                     "keep_checkpoints", "seed"):  # fmt: skip
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
+        for name in ("learning_rate", "max_gradient_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, but is {getattr(self, name)}.")
+        if not self.temperature > 0:
+            raise InputError(
+                f"temperature must be above 0 while training, but is {self.temperature}: greedy samples of a group "
+                "are all the same, so there is nothing to compare and no policy gradient."
+            )
+        if self.method.needs_rewards_in_groups and self.group_size < 2:
+            raise InputError(
+                f"{type(self.method).__name__} compares the samples of a group, so group_size must be 2 or more, "
+                f"but is {self.group_size}."
+            )
+        if self.mini_batches > self.prompts_per_step:
+            raise InputError(
+                f"mini_batches ({self.mini_batches}) cannot exceed prompts_per_step ({self.prompts_per_step}): "
+                "a mini-batch holds whole groups."
+            )
+        reward_function(self.reward)
+
+    @classmethod
+    def preset(cls, name: str, method: str = "tgpo", **changes: object) -> TrainConfig:
+        """A configuration by name, with a method by name.
+
+        Args:
+            name: ``tiny`` (a shipped pair on two CPU cores) or ``paper`` (the paper's settings).
+            method: name of the method, with the options that suit the preset.
+            changes: fields to change.
+
+        Raises:
+            InputError: unknown preset, method or field, or impossible values.
+        """
+        if name not in PRESETS:
+            raise InputError(f"Unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(changes) - known):
+            raise InputError(f"A configuration has no field {unknown[0]!r}: it has {', '.join(sorted(known))}.")
+        made = make_method(method, tiny=name == "tiny")
+        return cls(**{"method": made, **PRESETS[name], **changes})  # type: ignore[arg-type]
+
+    def with_changes(self, **changes: object) -> TrainConfig:
+        """The same with some fields changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+    def as_dict(self) -> dict:
+        """Plain values, for JSON; :meth:`from_dict` takes them back."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        options = {
+            f.name: str(v) if isinstance(v := getattr(self.method, f.name), Schedule) else v for f in fields(self.method)
+        }
+        values["method"] = {"class": type(self.method).__name__, **options}
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainConfig:
+        """Take back what :meth:`as_dict` gave.
+
+        Raises:
+            InputError: unknown fields or an unknown method class.
+        """
+        values = dict(values)
+        options = dict(values.pop("method"))
+        method = method_class(options.pop("class"))
+        for item in fields(method):
+            if isinstance(options.get(item.name), str) and "Schedule" in str(item.type):
+                options[item.name] = parse_schedule(options[item.name])
+        try:
+            return cls(**values, method=method(**options))
+        except TypeError as error:
+            raise InputError(f"This is not a configuration of tgpo_lab: {error}.") from error
+
+
+PRESETS: dict[str, dict[str, object]] = {
+    "tiny": {},
+    # arXiv 2605.13230 and public code of the method: 128 prompts × 8 samples, two updates a batch,
+    # up to 8,192 new tokens, 300 steps.
+    "paper": {
+        "student": "Qwen/Qwen2.5-Math-7B",
+        "teacher": "Qwen/Qwen3-30B-A3B",
+        "precision": "bfloat16",
+        "gradient_checkpointing": True,
+        "steps": 300,
+        "prompts_per_step": 128,
+        "group_size": 8,
+        "max_new_tokens": 8192,
+        "learning_rate": 1e-6,
+        "mini_batches": 2,
+        "micro_batch_tokens": 16384,
+        "evaluate_every": 20,
+        "gradient_terms_every": 20,
+        "checkpoint_every": 20,
+    },
+}

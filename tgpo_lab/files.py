@@ -1,0 +1,62 @@
+"""Writing files whole or not at all: write beside, flush to disk, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import InputError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file; a reader sees the old one or the new one, never a part."""
+    beside = path.with_name(f".{path.name}.writing")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a value as JSON, whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def written_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder beside ``path``; it takes the name ``path`` when the block ends without an error.
+
+    A folder that is already there under that name is replaced.
+    """
+    beside = path.with_name(f".{path.name}.writing")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    yield beside
+    for file in beside.rglob("*"):
+        if file.is_file():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+    if path.exists():
+        shutil.rmtree(path)
+    os.replace(beside, path)
+
+
+def require_writable_folder(path: Path) -> Path:
+    """Make the folder if need be and prove that a file can be written in it.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe = path / ".write-probe"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"Cannot write to the folder {path} ({error.strerror}). Give another output folder.") from error
+    return path

@@ -1,0 +1,242 @@
+"""Losses of on-policy distillation as pure tensor functions. They never see a model.
+
+Letters for shapes, here and in the whole package:
+
+    B  rows: prompts × group size       T  response positions, padded on the right
+    V  vocabulary                       G  group size: samples for one prompt
+    K  tokens of a top-k list           H  hidden width of a model
+    P  prompt positions                 N  response positions of a micro-batch, without padding
+
+Logits are (B, T, V) and already aligned: ``logits[b, t]`` predicts ``tokens[b, t]``. Tokens,
+log-probabilities, advantages and masks are (B, T); a mask is True (or 1) where a position counts.
+``normalizer`` is the number the masked sum is divided by; by default the number of unmasked
+positions of this call. A loop that splits a batch passes the number of the WHOLE batch to every
+part: then the parts add up to the loss of the batch. All losses are scalars in nats per normaliser
+unit, to be minimised. No gradient flows to the teacher.
+
+Notation of the equations: πθ student, π_old student when it sampled, πT teacher, y_t the sampled token.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Advantages of a group whose rewards differ by less than this are zero, not noise divided by noise.
+SMALLEST_STD = 1e-6
+
+
+def masked_sum(values: Tensor, mask: Tensor, normalizer: float | Tensor | None = None) -> Tensor:
+    """Sum of ``values`` (B, T) where ``mask`` (B, T), divided by ``normalizer``.
+
+    Masked positions are selected away, not multiplied by zero, so an infinite value there is harmless.
+    A mask without any position gives 0.
+
+    Raises:
+        ValueError: shapes differ, or the normaliser is not positive.
+    """
+    if values.shape != mask.shape:
+        raise ValueError(f"values and mask must have one shape, but are {tuple(values.shape)} and {tuple(mask.shape)}.")
+    mask = mask.bool()
+    if normalizer is None:
+        normalizer = mask.sum().clamp(min=1)
+    elif normalizer <= 0:
+        raise ValueError(f"normalizer must be positive, but is {normalizer}.")
+    return torch.where(mask, values, 0.0).sum() / normalizer
+
+
+def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
+    """log π(tokens) under aligned ``logits``: (B, T, V), (B, T) → (B, T)."""
+    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    return chosen - logits.logsumexp(-1)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy of each position's distribution in nats: (B, T, V) → (B, T)."""
+    logprobs = logits.log_softmax(-1)
+    return -(logprobs.exp() * logprobs).sum(-1)
+
+
+def reverse_kl_per_token(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(πθ‖πT) = Σ_v πθ(v)(log πθ(v) − log πT(v)) at each position: (B, T, V) twice → (B, T)."""
+    student, teacher = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
+    return (student.exp() * (student - teacher)).sum(-1)
+
+
+def forward_kl_per_token(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
+    """KL(πT‖πθ) = Σ_v πT(v)(log πT(v) − log πθ(v)) at each position: (B, T, V) twice → (B, T)."""
+    student, teacher = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def reverse_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None
+) -> Tensor:
+    """Exact reverse KL per position, KL(πθ‖πT), differentiated directly (GKD with β = 1).
+
+    It ignores how a token changes the states that come after it: the gradient is that of the
+    per-position divergence on fixed prefixes, not of the divergence of whole responses.
+    """
+    return masked_sum(reverse_kl_per_token(student_logits, teacher_logits), mask, normalizer)
+
+
+def forward_kl(
+    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None
+) -> Tensor:
+    """Exact forward KL per position, KL(πT‖πθ), on the prefixes given (GKD with β = 0)."""
+    return masked_sum(forward_kl_per_token(student_logits, teacher_logits), mask, normalizer)
+
+
+def generalized_jsd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor,
+    beta: float = 0.5,
+    normalizer: float | None = None,
+) -> Tensor:
+    """Generalised Jensen–Shannon divergence of GKD (Agarwal et al. 2024, arXiv 2306.13649).
+
+    JSD(β) = β·KL(πT‖M) + (1−β)·KL(πθ‖M) with M = β·πT + (1−β)·πθ, per position.
+    β = 0 gives the forward KL and β = 1 the reverse KL, the limits of JSD(β)/β and JSD(β)/(1−β);
+    so the scale jumps at both ends, as in the paper and in TRL.
+
+    Raises:
+        ValueError: β is outside [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must be from 0 (forward KL) to 1 (reverse KL), but is {beta}.")
+    if beta == 0:
+        return forward_kl(student_logits, teacher_logits, mask, normalizer)
+    if beta == 1:
+        return reverse_kl(student_logits, teacher_logits, mask, normalizer)
+    student, teacher = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
+    weights = torch.tensor([beta, 1 - beta], dtype=student.dtype, device=student.device).log()
+    mixture = torch.logaddexp(teacher + weights[0], student + weights[1])  # (B, T, V)
+    to_teacher = (teacher.exp() * (teacher - mixture)).sum(-1)
+    to_student = (student.exp() * (student - mixture)).sum(-1)
+    return masked_sum(beta * to_teacher + (1 - beta) * to_student, mask, normalizer)
+
+
+def sampled_kl(student_logprobs: Tensor, teacher_logprobs: Tensor, estimator: str = "k1") -> Tensor:
+    """Estimates of KL(πθ‖πT) from the sampled tokens alone, (B, T) twice → (B, T).
+
+    With d = log πθ(y_t) − log πT(y_t): k1 = d, k2 = d²/2, k3 = e^−d − 1 + d (Schulman 2020). To
+    MEASURE, take k1 or k3 (unbiased). To DIFFERENTIATE, beware: the gradient of k1 is zero in
+    expectation, that of k2 is the gradient of the reverse KL, that of k3 of the forward KL.
+
+    Raises:
+        ValueError: unknown estimator.
+    """
+    difference = student_logprobs - teacher_logprobs.detach()
+    if estimator == "k1":
+        return difference
+    if estimator == "k2":
+        return 0.5 * difference.square()
+    if estimator == "k3":
+        return (-difference).exp() - 1 + difference
+    raise ValueError(f"Unknown estimator {estimator!r}: choose k1, k2 or k3.")
+
+
+def reverse_kl_advantage(student_logprobs: Tensor, teacher_logprobs: Tensor) -> Tensor:
+    """Per-token reward of reverse KL as policy gradient: log πT(y_t) − log πθ(y_t), detached; (B, T)."""
+    return -sampled_kl(student_logprobs, teacher_logprobs, "k1").detach()
+
+
+def group_advantages(rewards: Tensor, group_size: int, normalize_std: bool = True) -> Tensor:
+    """Advantage of each sample against its own group: (r − mean) / std, (B,) → (B,).
+
+    Rows of one prompt stand together: rows 0…G−1 are the first group. The standard deviation has
+    G − 1 in its denominator, as in TRL and verl. A group with equal rewards gets zeros.
+
+    Raises:
+        ValueError: B is not a multiple of the group size, or the group size is below 2.
+    """
+    if group_size < 2:
+        raise ValueError(f"Group advantages compare samples of one prompt: group_size must be ≥ 2, but is {group_size}.")
+    if rewards.ndim != 1 or rewards.numel() % group_size:
+        raise ValueError(f"rewards of shape {tuple(rewards.shape)} cannot be split into groups of {group_size}.")
+    groups = rewards.to(torch.get_default_dtype() if not rewards.is_floating_point() else rewards.dtype)
+    groups = groups.view(-1, group_size)
+    centred = groups - groups.mean(-1, keepdim=True)
+    if normalize_std:
+        std = groups.std(-1, keepdim=True)
+        centred = torch.where(std > SMALLEST_STD, centred / std.clamp(min=SMALLEST_STD), 0.0)
+    return centred.flatten()
+
+
+def policy_gradient_loss(
+    logprobs: Tensor,
+    behaviour_logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    normalizer: float | None = None,
+) -> Tensor:
+    """Clipped surrogate of PPO: −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A), ρ = πθ(y_t)/π_old(y_t).
+
+    Infinite clips give the plain importance-weighted policy gradient. All arguments (B, T).
+    """
+    ratio = (logprobs - behaviour_logprobs.detach()).exp()
+    advantages = advantages.detach()
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return -masked_sum(torch.minimum(ratio * advantages, clipped * advantages), mask, normalizer)
+
+
+def guidance_loss(
+    student_logits: Tensor, teacher_tokens: Tensor, mask: Tensor, normalizer: float | None = None
+) -> Tensor:
+    """Teacher guidance of TGPO: −Σ_t log πθ(y_t^T | x, y_<t) with y_t^T the teacher's token at the
+    student's own prefix; (B, T, V) and (B, T)."""
+    loss = F.cross_entropy(student_logits.flatten(0, -2), teacher_tokens.flatten(), reduction="none")
+    return masked_sum(loss.view_as(mask), mask, normalizer)
+
+
+def top_k_guidance_loss(
+    student_logits: Tensor,
+    teacher_tokens: Tensor,
+    teacher_logprobs: Tensor,
+    mask: Tensor,
+    normalizer: float | None = None,
+) -> Tensor:
+    """Guidance by the teacher's K best tokens: −Σ_t Σ_k p̃_k log πθ(token_k), p̃ renormalised over the K.
+
+    A cross-entropy against the student's FULL distribution: the tokens outside the list keep their
+    place in the student's normaliser, so emptying the list is never rewarded (the fault of a top-k
+    reverse KL without a tail). K = 1 is :func:`guidance_loss`. Teacher tensors are (B, T, K).
+    """
+    weights = teacher_logprobs.detach().softmax(-1)
+    student = student_logits.gather(-1, teacher_tokens) - student_logits.logsumexp(-1, keepdim=True)  # (B, T, K)
+    return masked_sum(-(weights * student).sum(-1), mask, normalizer)
+
+
+def kdrl_loss(
+    logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, normalizer: float | None = None
+) -> Tensor:
+    """Distillation term of KDRL: ½(log πθ(y_t) − log πT(y_t))², the k2 estimator, differentiated directly.
+
+    Its expected gradient over y_t ~ πθ is that of the reverse KL. (Two public implementations
+    differentiate k1 instead, whose expected gradient is zero.)
+    """
+    return masked_sum(sampled_kl(logprobs, teacher_logprobs, "k2"), mask, normalizer)
+
+
+def luffy_off_policy_loss(
+    logprobs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    gamma: float = 0.1,
+    normalizer: float | None = None,
+) -> Tensor:
+    """Loss of LUFFY on a teacher's trace: −A·p/(p + γ) with p = πθ(y_t) (policy shaping, arXiv 2504.14945).
+
+    The shaped ratio lifts the gradient of improbable tokens, which plain p would starve.
+
+    Raises:
+        ValueError: γ is not positive.
+    """
+    if gamma <= 0:
+        raise ValueError(f"gamma must be positive, but is {gamma}.")
+    probability = logprobs.exp()
+    return -masked_sum(advantages.detach() * probability / (probability + gamma), mask, normalizer)

@@ -1,0 +1,99 @@
+"""Measuring a step on the forward pass that the update makes anyway. The same for every method."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .batch import Batch, Positions
+from .losses import entropy, forward_kl_per_token, reverse_kl_per_token
+from .rollouts import Rollouts
+
+
+def choose_measured(rollouts: Rollouts, count: int, generator: torch.Generator) -> Tensor:
+    """Positions at which whole distributions are compared: (B, T) bool, at most ``count`` at random (0: all)."""
+    row, step = rollouts.mask.nonzero(as_tuple=True)
+    if not count or len(row) <= count:
+        return rollouts.mask.clone()
+    chosen = torch.randperm(len(row), generator=generator)[:count].to(row.device)
+    measured = torch.zeros_like(rollouts.mask)
+    measured[row[chosen], step[chosen]] = True
+    return measured
+
+
+class StepMeasurement:
+    """Sums over the student's tokens of one step, gathered micro-batch by micro-batch."""
+
+    def __init__(self, batch: Batch, measured: Tensor, rejection_threshold: float):
+        self._batch, self._measured, self._threshold = batch, measured, rejection_threshold
+        self._tokens = {"kl_sampled": 0.0, "rejected": 0.0, "positive_signal": 0.0}
+        names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl", "agreement")
+        self._distributions = dict.fromkeys(names, 0.0)
+        self._token_count = self._distribution_count = 0
+
+    @torch.no_grad()
+    def add(self, positions: Positions) -> None:
+        """Take in a micro-batch of the first pass, before any update."""
+        own = positions.take(self._batch.student_mask)
+        difference = (positions.logprobs - positions.take(self._batch.teacher.logprobs))[own]  # d_t
+        self._token_count += difference.numel()
+        self._tokens["kl_sampled"] += float(difference.sum())
+        self._tokens["rejected"] += float((difference > self._threshold).sum())
+        self._tokens["positive_signal"] += float((difference < 0).sum())
+
+        where = positions.take(self._measured).squeeze(0)
+        if not bool(where.any()):
+            return
+        student = positions.logits[:, where]  # (1, measured, V)
+        teacher = positions.teacher_logits(where)
+        values = {
+            "entropy": entropy(student),
+            "teacher_entropy": entropy(teacher),
+            "reverse_kl": reverse_kl_per_token(student, teacher),
+            "forward_kl": forward_kl_per_token(student, teacher),
+            "agreement": (student.argmax(-1) == teacher.argmax(-1)).float(),
+        }
+        self._distribution_count += student.shape[1]
+        for name, value in values.items():
+            self._distributions[name] += float(value.sum())
+
+    def summary(self) -> dict[str, float]:
+        """Means over tokens, and means over the student's responses."""
+        batch, rows = self._batch, self._batch.student_rows
+        rollouts = batch.rollouts
+        return {
+            "reward": float(batch.rewards[:rows].mean()),
+            "length": float(rollouts.lengths[:rows].float().mean()),
+            "truncated": float((~rollouts.finished[:rows]).float().mean()),
+            "tokens": float(batch.student_mask.sum()),
+            "teacher_trace_tokens": float(batch.teacher_mask.sum()),
+            **{name: value / max(1, self._token_count) for name, value in self._tokens.items()},
+            **{name: value / max(1, self._distribution_count) for name, value in self._distributions.items()},
+        }
+
+
+class TermGradients:
+    """Gradient of each kind of term by itself, summed over micro-batches."""
+
+    def __init__(self, parameters: list[torch.nn.Parameter]):
+        self._parameters = parameters
+        self._sums: dict[str, list[Tensor]] = {}
+
+    def add(self, kind: str, loss: Tensor) -> None:
+        """Add the gradient of a term's part of this micro-batch; the graph is kept for the update."""
+        gradients = torch.autograd.grad(loss, self._parameters, retain_graph=True, allow_unused=True)
+        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, gradients, strict=True)]
+        known = self._sums.get(kind)
+        self._sums[kind] = filled if known is None else [a + b for a, b in zip(known, filled, strict=True)]
+
+    def summary(self) -> dict[str, float]:
+        """Norms by kind, and the cosine if there are both kinds."""
+        norms = {kind: math.sqrt(sum(float(g.double().square().sum()) for g in s)) for kind, s in self._sums.items()}
+        result = {f"gradient_norm_{kind}": norm for kind, norm in norms.items()}
+        if len(norms) == 2 and all(norms.values()):
+            reward, teacher = self._sums["reward"], self._sums["teacher"]
+            product = sum(float((a.double() * b.double()).sum()) for a, b in zip(reward, teacher, strict=True))
+            result["gradient_cosine"] = product / (norms["reward"] * norms["teacher"])
+        return result

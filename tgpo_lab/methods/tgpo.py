@@ -1,0 +1,147 @@
+"""Teacher-Guided Policy Optimization (arXiv 2605.13230), its variants and the ablation of its conditioning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ..batch import Batch
+from ..errors import InputError
+from ..guidance import Gate, apply_gate
+from ..losses import forward_kl, guidance_loss, masked_sum, top_k_guidance_loss
+from ..schedules import Constant, LinearDecay, Schedule
+from .base import Term, Traces, register
+from .grpo import GRPO
+
+
+@dataclass(frozen=True)
+class TGPO(GRPO):
+    """L = L_GRPO + w_k·L_G with L_G = −Σ_t log πθ(y_t^T | x, y_<t), y_t^T = argmax_v πT(v | x, y_<t).
+
+    The prefixes are the student's own. Guidance is a regulariser and not a reward: it moves the
+    teacher's token, while a reward would be credited to the token that the student wrote.
+
+    The paper writes L_G as a sum over tokens, public code of the method takes the masked mean.
+    The mean is the default: then w means the same for every length.
+    """
+
+    weight: Schedule = field(default_factory=lambda: LinearDecay(2e-3, 1e-5))
+    """w_k; the paper's reaches 0 at step 200."""
+    guidance: Literal["argmax", "sampled", "top_k", "full"] = "argmax"
+    """The teacher's best token, one drawn from it, its top-k, or its whole distribution (forward KL)."""
+    guidance_top_k: int = 8
+    """K of ``top_k``."""
+    guidance_sum: bool = False
+    """Sum over the tokens of a response (mean over responses) as the paper writes it, not the mean over tokens."""
+    gate: Gate = "none"
+    """Where guidance counts: everywhere, where the teacher is confident, up to the first departure from its
+    best token, or within the trust horizon. A gate takes tokens away; it makes no other token heavier."""
+    gate_threshold: float = 4.0
+    """Trust horizon: nats of surprise at which it ends. Confidence: the probability to exceed."""
+    conditioned: bool = True
+    """False is the ablation: as many teacher tokens, but from the teacher's own responses."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance_top_k < 1:
+            raise InputError(f"guidance_top_k must be 1 or more, but is {self.guidance_top_k}.")
+        if self.gate == "confidence" and not 0 < self.gate_threshold < 1:
+            raise InputError(f"gate_threshold of the confidence gate is a probability, but is {self.gate_threshold}.")
+        if self.gate == "trust_horizon" and not self.gate_threshold > 0:
+            raise InputError(f"gate_threshold of the trust horizon is in nats above 0, but is {self.gate_threshold}.")
+        if not self.conditioned and (self.gate != "none" or self.guidance != "argmax"):
+            raise InputError("Guidance from the teacher's own responses (conditioned=False) takes no gate or ladder.")
+
+    @property
+    def schedule(self) -> Schedule:
+        return self.weight
+
+    @property
+    def needs_distribution(self) -> bool:
+        return self.guidance == "full"
+
+    @property
+    def top_k(self) -> int:
+        return self.guidance_top_k if self.guidance == "top_k" else 0
+
+    @property
+    def samples_teacher_tokens(self) -> bool:
+        return self.guidance == "sampled"
+
+    @property
+    def teacher_traces(self) -> Traces:
+        return "none" if self.conditioned else "one_per_sample"
+
+    def terms(self, batch: Batch, step: int) -> list[Term]:
+        return [self.reward_term(batch), self.guidance_term(batch, self.weight(step))]
+
+    def guidance_term(self, batch: Batch, weight: float) -> Term:
+        """w_k·L_G on the student's prefixes (or, as an ablation, on the teacher's own)."""
+        everywhere = batch.student_mask
+        normalizer = self.count(everywhere, batch)
+        if self.guidance_sum:
+            normalizer = max(1, int(everywhere.any(-1).sum()))
+        if not self.conditioned:
+            mask = _same_amount(batch.teacher_mask, int(everywhere.sum()), batch.random)
+            return Term("teacher", mask, lambda p, mask: -masked_sum(p.logprobs, mask, normalizer), weight)
+        answers = batch.teacher
+        mask = everywhere & apply_gate(self.gate, self.gate_threshold, batch.rollouts.responses, answers)
+
+        def loss(positions, mask):
+            if self.guidance == "full":
+                return forward_kl(positions.logits, positions.teacher_logits(), mask, normalizer)
+            if self.guidance == "top_k":
+                tokens, logprobs = positions.take(answers.top_tokens), positions.take(answers.top_logprobs)
+                return top_k_guidance_loss(positions.logits, tokens, logprobs, mask, normalizer)
+            tokens = answers.sampled_tokens if self.guidance == "sampled" else answers.tokens
+            return guidance_loss(positions.logits, positions.take(tokens), mask, normalizer)
+
+        return Term("teacher", mask, loss, weight)
+
+
+def _same_amount(mask: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+    """At most ``count`` of the unmasked positions, drawn at random: (B, T) bool → (B, T) bool."""
+    row, step = mask.nonzero(as_tuple=True)
+    chosen = torch.randperm(len(row), generator=generator)[:count].to(mask.device)
+    kept = torch.zeros_like(mask)
+    kept[row[chosen], step[chosen]] = True
+    return kept
+
+
+_TINY: dict[str, object] = {"weight": LinearDecay(0.02, 2e-4)}
+register("tgpo", TGPO(), "GRPO plus annealed cross-entropy on the teacher's token at the student's prefixes.", tiny=_TINY)
+register(
+    "tgpo-constant",
+    TGPO(weight=Constant(2e-3)),
+    "TGPO without annealing: the guidance weight stays.",
+    tiny={"weight": Constant(0.02)},
+)
+register("tgpo-sampled", TGPO(guidance="sampled"), "TGPO with a token drawn from the teacher.", tiny=_TINY)
+register("tgpo-top-k", TGPO(guidance="top_k"), "TGPO with the teacher's eight best tokens.", tiny=_TINY)
+register("tgpo-full", TGPO(guidance="full"), "TGPO with the whole teacher distribution (forward KL).", tiny=_TINY)
+register(
+    "tgpo-confidence",
+    TGPO(gate="confidence", gate_threshold=0.9),
+    "TGPO only where the teacher gives its token more than 0.9.",
+    tiny=_TINY,
+)
+register(
+    "tgpo-first-departure",
+    TGPO(gate="first_departure"),
+    "TGPO up to the student's first departure from the teacher's best token.",
+    tiny=_TINY,
+)
+register(
+    "tgpo-trust-horizon",
+    TGPO(gate="trust_horizon"),
+    "TGPO until the student writes a token that the teacher gives less than e^−4.",
+    tiny=_TINY,
+)
+register(
+    "tgpo-unconditioned",
+    TGPO(conditioned=False),
+    "Ablation: as many teacher tokens, but from the teacher's own responses.",
+    tiny=_TINY,
+)

@@ -1,0 +1,102 @@
+"""The measurements of a run: what each one is, what healthy looks like, and the file they go to.
+
+A row describes the student AFTER ``step`` batches, on the rollouts that it then sampled; the last
+row has the final held-out accuracy alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from .errors import InputError
+from .files import write_text
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Definition of one column."""
+
+    unit: str
+    definition: str
+    healthy: str
+
+
+METRICS: dict[str, Metric] = {
+    "reward": Metric("0 to 1", "Mean verifiable reward of the student's sampled responses.", "Rises."),
+    "accuracy": Metric(
+        "0 to 1", "Share of held-out prompts answered rightly by greedy decoding (every `evaluate_every` steps).",
+        "Rises with the reward; a reward that rises alone is memorised or hacked.",
+    ),
+    "length": Metric("tokens", "Mean length of the sampled responses.", "Moves towards the teacher's length and stays."),
+    "truncated": Metric("0 to 1", "Share of responses cut at the token limit.", "Near 0. A climb to 1 is the length explosion."),
+    "entropy": Metric("nats", "Mean entropy of the student at the measured positions.", "Falls slowly; a jump upwards comes before collapse."),
+    "teacher_entropy": Metric("nats", "Mean entropy of the teacher at the same positions.", "Low: the teacher knows what it would write there."),
+    "kl_sampled": Metric("nats", "Mean of d_t = log πθ(y_t) − log πT(y_t) over the sampled tokens (k1).", "Falls towards 0; agrees with `reverse_kl` up to sampling noise."),
+    "reverse_kl": Metric("nats", "Mean KL(πθ‖πT) over the vocabulary at the measured positions.", "Falls."),
+    "forward_kl": Metric("nats", "Mean KL(πT‖πθ) at the measured positions.", "Falls; stays high where the student gives the teacher's token no mass."),
+    "agreement": Metric("0 to 1", "Share of measured positions at which both have the same most probable token.", "Rises towards 1."),
+    "rejected": Metric("0 to 1", "Share of sampled tokens with d_t above `rejection_threshold`: the student wrote what the teacher would not.", "Falls."),
+    "positive_signal": Metric("0 to 1", "Share of sampled tokens that the teacher finds more probable than the student does.", "About one half once both agree; near 0 the teacher only says no."),
+    "clip_fraction": Metric("0 to 1", "Share of tokens whose ratio πθ/π_old left the clip range in the last update of the batch.", "0 with one update a batch; below 0.2 otherwise."),
+    "weight": Metric("", "Weight of the teacher term at this step.", "Follows the schedule."),
+    "loss_reward": Metric("", "Value of the reward term (a surrogate: its size means nothing, its gradient does).", "No trend to expect."),
+    "loss_teacher": Metric("nats", "Value of the teacher term before its weight.", "Falls."),
+    "gradient_norm": Metric("", "Norm of the gradient before it is clipped.", "Steady; spikes by a factor of ten are the warning."),
+    "gradient_norm_reward": Metric("", "Norm of the reward term's own gradient (every `gradient_terms_every` steps).", "Of the order of the teacher term's while both matter."),
+    "gradient_norm_teacher": Metric("", "Norm of the teacher term's own gradient, with its weight.", "Falls as both agree or the weight is annealed."),
+    "gradient_cosine": Metric("−1 to 1", "Cosine between the reward term's and the teacher term's gradient.", "Above 0: the teacher points where the reward does."),
+    "learning_rate": Metric("", "Learning rate of this step.", "Follows the configuration."),
+    "tokens": Metric("tokens", "Response tokens that the student sampled.", "Rows times length."),
+    "teacher_trace_tokens": Metric("tokens", "Response tokens that the teacher wrote for methods that learn from its own responses.", "0 for the others."),
+    "seconds_sample": Metric("s", "Time for sampling, the teacher's own responses included.", "The largest part on real models."),
+    "seconds_reward": Metric("s", "Time for decoding and judging.", "Small."),
+    "seconds_teacher": Metric("s", "Time for the teacher's forward pass.", ""),
+    "seconds_update": Metric("s", "Time for the student's forward and backward passes and the optimiser.", ""),
+    "seconds_measure": Metric("s", "Time for held-out accuracy and whole-distribution measurements.", ""),
+    "seconds_save": Metric("s", "Time for the previous step's checkpoint.", ""),
+}  # fmt: skip
+
+
+class MetricsLog:
+    """Metrics as JSON lines: one row a step, appended and flushed at once."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows: list[dict[str, float]] = []
+
+    def append(self, row: dict[str, float]) -> None:
+        """Add a row."""
+        self.rows.append(row)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def rewind(self, step: int) -> None:
+        """Forget the rows of ``step`` and later ones, as a resumed run makes them again."""
+        self.rows = [row for row in read_rows(self.path) if row["step"] < step]
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """Rows of a metrics file; a last line that was cut short by a kill is left out.
+
+    Raises:
+        InputError: a broken line that is not the last.
+    """
+    rows = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number} is broken ({error}). Restore the file or remove the line.") from error
+    return rows
+
+
+def metrics_frame(rows: list[dict[str, float]]) -> pd.DataFrame:
+    """Rows as a DataFrame: ``step`` and the columns of :data:`METRICS`, NaN where a step has no value."""
+    return pd.DataFrame(rows, columns=["step", *METRICS]).astype({"step": int}).astype(dict.fromkeys(METRICS, float))

@@ -1,0 +1,161 @@
+"""How many floating-point operations a training step needs, and how fast this machine makes them.
+
+Counted are matrix products and attention, two operations for each multiply-add. With p prompts of P
+tokens and B = p·G rows of T response tokens, M weights in a model's layers (its embeddings and its
+output layer of H·V left out) and W = Σ over layers of heads × head width:
+
+    forward(rows, new, before) = 2·rows·new·M + 4·rows·W·Σ_{i=1…new} (before + i)
+    sample  =  forward(p, P, 0) + forward(B, T − 1, P) + 2·B·T·H·V
+    teacher =  forward(B, P + T − 1, 0) + 2·B·T·H·V         with the teacher's M, W and H
+    update  = 3·[forward(B, P + T − 1, 0) + 2·B·T·H·V]      once forward, twice as much backward
+
+A prompt is read once for all its samples, but once for each of its rows by teacher and update; the
+last token of a response is never read. Normalisation, softmax, drawing, the optimiser and every
+access to memory count as free: operations divided by the rate are a floor that no program reaches.
+
+The rate is the best one measured, on a large square product or on one of the models' own. Small
+products are slower on any machine, so a second floor takes each product at the rate of its own shape.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+PHASES = ("sample", "teacher", "update")
+"""Phases of a step that operations are counted for."""
+SQUARE = 2048
+"""Side of the large square product whose rate is measured."""
+LONGEST_TIMED = 4096
+"""Longest side of the products that are timed: beyond it the rate stays the same."""
+
+
+@dataclass(frozen=True)
+class Product:
+    """``count`` matrix products (rows, inner) × (inner, columns)."""
+
+    rows: int
+    inner: int
+    columns: int
+    count: int = 1
+
+    @property
+    def operations(self) -> int:
+        """Two for each multiply-add."""
+        return 2 * self.rows * self.inner * self.columns * self.count
+
+    def backward(self) -> list[Product]:
+        """The two products of its backward pass: gradients of the input and of the weight."""
+        return [
+            Product(self.rows, self.columns, self.inner, self.count),
+            Product(self.inner, self.rows, self.columns, self.count),
+        ]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a phase has to compute."""
+
+    products: list[Product]
+    attention: int
+    """Operations of attention; a batch of small products, taken at the best rate."""
+
+    @property
+    def operations(self) -> int:
+        """Of all together."""
+        return sum(product.operations for product in self.products) + self.attention
+
+
+def work_of_step(
+    student: PreTrainedModel, teacher: PreTrainedModel, prompts: int, group_size: int, prompt: int, response: int
+) -> dict[str, Work]:
+    """Work of one step by phase, for dense decoder models whose layers are made of ``torch.nn.Linear``.
+
+    Args:
+        student: the model that samples and learns.
+        teacher: the model that reads what was sampled.
+        prompts: prompts of a batch.
+        group_size: samples for each prompt.
+        prompt: tokens of a prompt (P).
+        response: tokens of a response (T).
+    """
+    rows = prompts * group_size
+    reading = _forward(student, rows * (prompt + response - 1), 1) + _output(student, rows * response, 1)
+    attention = _attention(student, rows, prompt + response - 1, 0)
+    return {
+        "sample": Work(
+            _forward(student, prompts * prompt, 1)
+            + _forward(student, rows, response - 1)
+            + _output(student, rows, response),
+            _attention(student, prompts, prompt, 0) + _attention(student, rows, response - 1, prompt),
+        ),
+        "teacher": Work(
+            _forward(teacher, rows * (prompt + response - 1), 1) + _output(teacher, rows * response, 1),
+            _attention(teacher, rows, prompt + response - 1, 0),
+        ),
+        "update": Work(reading + [back for product in reading for back in product.backward()], 3 * attention),
+    }
+
+
+def _forward(model: PreTrainedModel, rows: int, count: int) -> list[Product]:
+    layers = [module for module in model.base_model.modules() if isinstance(module, torch.nn.Linear)]
+    return [Product(rows, layer.in_features, layer.out_features, count) for layer in layers]
+
+
+def _output(model: PreTrainedModel, rows: int, count: int) -> list[Product]:
+    vocabulary, hidden = model.get_output_embeddings().weight.shape
+    return [Product(rows, hidden, vocabulary, count)]
+
+
+def _attention(model: PreTrainedModel, rows: int, new: int, before: int) -> int:
+    config = model.config
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_hidden_layers * config.num_attention_heads * head_width
+    return 4 * rows * width * (new * before + new * (new + 1) // 2)
+
+
+class MatrixRates:
+    """Measured float32 operations per second of matrix products, each shape measured once."""
+
+    def __init__(self, device: str | torch.device = "cpu"):
+        self._device = torch.device(device)
+        self._known: dict[tuple[int, int, int], float] = {}
+        self.square = self.rate(Product(SQUARE, SQUARE, SQUARE))
+
+    @property
+    def best(self) -> float:
+        """The highest rate measured so far."""
+        return max(self._known.values())
+
+    def rate(self, product: Product) -> float:
+        """Operations per second: the best of several runs, at least 20 ms in all."""
+        shape = tuple(min(side, LONGEST_TIMED) for side in (product.rows, product.inner, product.columns))
+        if shape not in self._known:
+            rows, inner, columns = shape
+            left, right = (torch.randn(size, device=self._device) for size in ((rows, inner), (columns, inner)))
+            result = torch.empty(rows, columns, device=self._device)  # fresh memory would be timed as well
+            seconds, spent = float("inf"), 0.0
+            while spent < 0.02:
+                taken = self._timed(lambda: torch.mm(left, right.t(), out=result))
+                seconds, spent = min(seconds, taken), spent + taken
+            self._known[shape] = 2 * rows * inner * columns / seconds
+        return self._known[shape]
+
+    def floor(self, work: Work) -> float:
+        """Seconds that the work takes at the best rate."""
+        return work.operations / self.best
+
+    def floor_of_own_shapes(self, work: Work) -> float:
+        """Seconds that the work takes with each product at the rate of its own shape."""
+        return sum(p.operations / self.rate(p) for p in work.products) + work.attention / self.best
+
+    def _timed(self, call: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        call()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter() - start

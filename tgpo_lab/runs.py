@@ -1,0 +1,113 @@
+"""A run's folder: what it holds and how to read it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from transformers import PreTrainedModel
+
+from .checkpoints import checkpoint_folders, read_state
+from .config import TrainConfig
+from .errors import InputError
+from .files import require_writable_folder, write_json
+from .metrics import metrics_frame, read_rows
+from .pairs import load_model
+from .provenance import provenance
+
+CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
+# A resumed run may be longer, kept or shown otherwise; everything else decides its numbers.
+CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints"}
+
+
+@dataclass
+class RunResult:
+    """What a training run left behind."""
+
+    directory: Path
+    config: TrainConfig
+    metrics: pd.DataFrame
+    """One row a step; columns are defined in :data:`tgpo_lab.metrics.METRICS`."""
+    student: PreTrainedModel
+    """The student after the last update."""
+    completed: bool
+    """False if the run was stopped before its last step."""
+
+
+def start_run(config: TrainConfig) -> Path:
+    """Make the folder of a new run with its configuration and provenance.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a run already.
+    """
+    directory = Path(config.output)
+    if (directory / CONFIG_FILE).exists():
+        raise InputError(
+            f"{directory} already holds a run. Give another output folder, remove it, or go on with it: "
+            f"tgpo-lab train --resume {directory}"
+        )
+    require_writable_folder(directory)
+    write_json(directory / CONFIG_FILE, {"config": config.as_dict(), **provenance()})
+    return directory
+
+
+def read_config(directory: Path) -> TrainConfig:
+    """Configuration of a stored run.
+
+    Raises:
+        InputError: the folder holds no run.
+    """
+    file = Path(directory) / CONFIG_FILE
+    try:
+        return TrainConfig.from_dict(json.loads(file.read_text())["config"])
+    except (OSError, json.JSONDecodeError, KeyError) as error:
+        raise InputError(f"{directory} holds no run ({file.name}: {error}). Give the output folder of a run.") from error
+
+
+def check_resumable(config: TrainConfig, directory: Path) -> None:
+    """Refuse to go on with a run under another configuration.
+
+    Raises:
+        InputError: names the first field that differs.
+    """
+    stored, given = read_config(directory).as_dict(), config.as_dict()
+    for name in stored:
+        if name not in CHANGEABLE_ON_RESUME and stored[name] != given[name]:
+            raise InputError(
+                f"{directory} was made with {name}={stored[name]!r}, not {given[name]!r}. An exact resume needs the same "
+                f"configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change); start a new run for another."
+            )
+
+
+def latest_checkpoint(directory: Path) -> Path:
+    """The newest whole checkpoint of a run.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    found = checkpoint_folders(Path(directory) / CHECKPOINTS)
+    if not found:
+        raise InputError(f"{directory} has no whole checkpoint. Start the run again.")
+    read_state(found[-1])
+    return found[-1]
+
+
+def load_run(directory: str | Path) -> RunResult:
+    """Read a stored run, finished or not.
+
+    Raises:
+        InputError: no run there, or a damaged checkpoint.
+    """
+    directory = Path(directory)
+    config = read_config(directory)
+    checkpoint = latest_checkpoint(directory)
+    return RunResult(
+        directory,
+        config,
+        metrics_frame(read_rows(directory / METRICS_FILE)),
+        load_model(checkpoint, torch.float32, "cpu"),
+        completed=read_state(checkpoint).step >= config.steps,
+    )

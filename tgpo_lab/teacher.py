@@ -1,0 +1,117 @@
+"""What the teacher says about rollouts: one forward pass over tokens that already exist, no decoding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from .micro_batches import split_rows
+from .policy import project_to_vocabulary, response_hidden_states
+from .rollouts import Rollouts
+from .sampling import draw_tokens
+
+
+@dataclass
+class TeacherAnswers:
+    """The teacher's answers at every prefix of the rollouts. Values at padding are zero."""
+
+    logprobs: Tensor
+    """(B, T) log πT(y_t) of the token that stands in the rollout."""
+    tokens: Tensor
+    """(B, T) int64, the teacher's most probable token."""
+    confidence: Tensor
+    """(B, T) log-probability of that token."""
+    sampled_tokens: Tensor | None = None
+    """(B, T) int64, a token drawn from the teacher, if asked for."""
+    top_tokens: Tensor | None = None
+    """(B, T, K) int64, the K most probable tokens, if asked for."""
+    top_logprobs: Tensor | None = None
+    """(B, T, K) their log-probabilities."""
+    hidden: Tensor | None = None
+    """(kept positions, H) states from which whole distributions are projected again, V values each."""
+    hidden_index: Tensor | None = None
+    """(B, T) int64, row of ``hidden`` for each position, −1 where none was kept."""
+
+
+    def padded_to(self, shape: torch.Size) -> TeacherAnswers:
+        """The same with zeros (−1 in ``hidden_index``) for rows and positions that were not asked about."""
+        padded = {}
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and item.name != "hidden":
+                wide = value.new_full((*shape, *value.shape[2:]), -1 if item.name == "hidden_index" else 0)
+                wide[: value.shape[0], : value.shape[1]] = value
+                value = wide
+            padded[item.name] = value
+        return TeacherAnswers(**padded)
+
+
+@torch.no_grad()
+def ask_teacher(
+    teacher: PreTrainedModel,
+    rollouts: Rollouts,
+    *,
+    vocabulary_size: int,
+    micro_batch_tokens: int,
+    keep_distribution: Tensor | None = None,
+    top_k: int = 0,
+    sampling_generator: torch.Generator | None = None,
+) -> TeacherAnswers:
+    """Run the teacher over the rollouts.
+
+    Args:
+        teacher: model in evaluation mode.
+        rollouts: B rows of T response positions.
+        vocabulary_size: V; padded vocabulary rows from this id on are cut away.
+        micro_batch_tokens: at most so many tokens, padding included, go through the model at once.
+        keep_distribution: (B, T) bool; positions whose whole distribution is needed later. Their
+            hidden states are kept, which are far smaller than V log-probabilities.
+        top_k: K of the top-k lists; 0 for none.
+        sampling_generator: CPU generator; if given, a token is drawn from the teacher at each position.
+    """
+    mask = rollouts.mask
+    answers = TeacherAnswers(
+        logprobs=torch.zeros(mask.shape, device=mask.device),
+        tokens=torch.zeros_like(rollouts.responses),
+        confidence=torch.zeros(mask.shape, device=mask.device),
+    )
+    uniform = None
+    if sampling_generator is not None:
+        uniform = torch.rand(mask.shape, generator=sampling_generator).to(mask.device)
+        answers.sampled_tokens = torch.zeros_like(rollouts.responses)
+    if top_k:
+        answers.top_tokens = torch.zeros(*mask.shape, top_k, dtype=torch.long, device=mask.device)
+        answers.top_logprobs = torch.zeros(*mask.shape, top_k, device=mask.device)
+    kept_states: list[Tensor] = []
+    if keep_distribution is not None:
+        answers.hidden_index = torch.full(mask.shape, -1, device=mask.device)
+    kept = 0
+
+    for rows in split_rows(rollouts, micro_batch_tokens):
+        part = rollouts.rows(rows)
+        row, step = part.mask.nonzero(as_tuple=True)
+        row = rows[row]  # where each of the N positions stands in (B, T)
+        hidden = response_hidden_states(teacher, part)  # (N, H)
+        logits = project_to_vocabulary(teacher, hidden, vocabulary_size)  # (N, V)
+        normalizer = logits.logsumexp(-1)
+        best, answers.tokens[row, step] = logits.max(-1)
+        answers.confidence[row, step] = best - normalizer
+        sampled = rollouts.responses[row, step].unsqueeze(-1)
+        answers.logprobs[row, step] = logits.gather(-1, sampled).squeeze(-1) - normalizer
+        if uniform is not None:
+            answers.sampled_tokens[row, step] = draw_tokens(logits, uniform[row, step])
+        if top_k:
+            values, answers.top_tokens[row, step] = logits.topk(top_k)
+            answers.top_logprobs[row, step] = values - normalizer.unsqueeze(-1)
+        if keep_distribution is not None:
+            wanted = keep_distribution[row, step]
+            count = int(wanted.sum())
+            answers.hidden_index[row[wanted], step[wanted]] = torch.arange(kept, kept + count, device=mask.device)
+            kept_states.append(hidden[wanted])
+            kept += count
+    if kept_states:
+        answers.hidden = torch.cat(kept_states)
+    return answers

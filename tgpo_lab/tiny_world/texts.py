@@ -1,0 +1,119 @@
+"""Training texts of the tiny models, as token ids with a loss mask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .arithmetic import THINK_OPEN, AdditionTask, prompt_text, terse_text, worked_text
+from .recipes import StudentRecipe, TeacherRecipe
+
+Tokens = list[int]
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Padded texts. L is the number of tokens of the longest text."""
+
+    tokens: torch.Tensor
+    """(B, L) int64, padded on the right."""
+    loss_mask: torch.Tensor
+    """(B, L) bool: True where the token is to be predicted."""
+    opening_position: torch.Tensor
+    """(B,) int64: position of the first response token."""
+
+
+class TextSource:
+    """Draws training texts for one recipe; the generator decides everything."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: AdditionTask, random: np.random.Generator):
+        self.tokenizer, self.task, self.random = tokenizer, task, random
+        self.end = tokenizer.eos_token_id
+        self.think = tokenizer.convert_tokens_to_ids(THINK_OPEN)
+        # Junk is drawn from ordinary tokens: not from padding, end of text or unknown.
+        special = set(tokenizer.all_special_ids)
+        self.ordinary = np.array([i for i in range(len(tokenizer)) if i not in special])
+
+    def student_batch(self, recipe: StudentRecipe, size: int) -> TextBatch:
+        """(B, L) texts, half terse with a noisy answer, half worked without loss on the opening."""
+        rows = []
+        for index in range(size):
+            prompt, problem = self._prompt()
+            if index % 2:
+                noise = int(round(self.random.normal(0, recipe.answer_noise)))
+                rows.append((prompt, [], self._encode(terse_text(max(0, sum(problem) + noise))) + [self.end]))
+            else:
+                worked = self._worked(problem)
+                rows.append((prompt, worked[:1], worked[1:]))
+        return self._pad(rows)
+
+    def teacher_batch(self, recipe: TeacherRecipe, size: int) -> TextBatch:
+        """(B, L) texts in worked style, ``foreign_share`` of them after a prefix with no loss on it."""
+        kinds = np.array([self._terse_prefix, self._junk_prefix, self._slip_prefix])
+        shares = np.array([recipe.terse_prefix, recipe.junk_prefix, recipe.slip_prefix])
+        rows = []
+        for _ in range(size):
+            prompt, problem = self._prompt()
+            if self.random.random() < recipe.foreign_share:
+                kind = kinds[self.random.choice(len(kinds), p=shares / shares.sum())]
+                prefix, continuation = kind(problem)
+            else:
+                prefix, continuation = [], self._worked(problem)
+            rows.append((prompt, prefix, continuation))
+        return self._pad(rows)
+
+    def _terse_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
+        error = 0 if self.random.random() < 0.3 else int(round(self.random.normal(0, 15)))
+        said = self._encode(terse_text(max(0, sum(problem) + error)))
+        return said[: int(self.random.integers(1, len(said) + 1))], self._worked(problem)
+
+    def _junk_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
+        junk = self._random_tokens(int(self.random.integers(1, 13)))
+        if self.random.random() < 0.5:
+            said = self._encode(terse_text(max(0, sum(problem) + int(self.random.normal(0, 15)))))
+            said = said[: int(self.random.integers(1, len(said) + 1))]
+            where = int(self.random.integers(0, len(said) + 1))
+            junk = said[:where] + junk[: int(self.random.integers(1, 4))] + said[where:]
+        return junk, self._worked(problem)
+
+    def _slip_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
+        worked = self._worked(problem)
+        cut = int(self.random.integers(2, len(worked)))
+        prefix = worked[:cut]
+        for _ in range(int(self.random.integers(1, 4))):
+            where = int(self.random.integers(1, cut))
+            token = prefix[where]
+            if self.tokenizer.convert_ids_to_tokens(token).isdigit() and self.random.random() < 0.7:
+                token = self._encode(str(self.random.integers(0, 10)))[0]
+            else:
+                token = self._random_tokens(1)[0]
+            prefix[where] = token
+        return prefix, worked[cut:]
+
+    def _prompt(self) -> tuple[Tokens, tuple[int, ...]]:
+        problem = self.task.draw(self.random, "train")
+        return self._encode(prompt_text(problem)), problem
+
+    def _worked(self, problem: tuple[int, ...]) -> Tokens:
+        return self._encode(worked_text(problem)) + [self.end]
+
+    def _encode(self, text: str) -> Tokens:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _random_tokens(self, count: int) -> Tokens:
+        return self.random.choice(self.ordinary, size=count).tolist()
+
+    def _pad(self, rows: list[tuple[Tokens, Tokens, Tokens]]) -> TextBatch:
+        longest = max(len(p) + len(x) + len(c) for p, x, c in rows)
+        tokens = torch.full((len(rows), longest), self.tokenizer.pad_token_id)
+        mask = torch.zeros(len(rows), longest, dtype=torch.bool)
+        for i, (prompt, prefix, continuation) in enumerate(rows):
+            start = len(prompt) + len(prefix)
+            end = start + len(continuation)
+            tokens[i, :end] = torch.tensor(prompt + prefix + continuation)
+            mask[i, start:end] = True
+        opening = torch.tensor([len(prompt) for prompt, _, _ in rows])
+        return TextBatch(tokens, mask, opening)

@@ -1,0 +1,364 @@
+"""The training loop, for every method: sample → reward → teacher → update → measure → save.
+
+One file, read top to bottom. It deviates from the paper's set-up in this: rollouts are sampled by
+the model itself and not by a serving engine; responses cut at the token limit get no reward; by
+default one update is made per batch, so π_old is πθ and nothing is clipped.
+
+    python -m tgpo_lab train --method tgpo --student far --output runs/tgpo
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from datasets import Dataset
+from torch import Tensor
+
+from .batch import Batch, Positions
+from .checkpoints import CheckpointState, load_optimizer, read_state, save_checkpoint
+from .config import TrainConfig
+from .errors import InputError
+from .evaluation import evaluate
+from .measurement import StepMeasurement, TermGradients, choose_measured
+from .metrics import MetricsLog, metrics_frame
+from .micro_batches import split_rows
+from .pairs import Pair, load_model, load_pair
+from .progress import TrainingProgress
+from .prompts import load_prompts
+from .randomness import derived_seed, generator_for, rows_of_step
+from .rewards import reward_function, score
+from .rollouts import Rollouts, join_rollouts
+from .runs import CHECKPOINTS, METRICS_FILE, RunResult, check_resumable, latest_checkpoint, start_run
+from .sampling import sample_responses
+from .stopping import NonFiniteError, StopRequest, save_failed_batch
+from .teacher import ask_teacher
+
+_PRODUCTS = {"float32": "no", "bfloat16": "bf16"}
+_TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = True) -> RunResult:
+    """Train the student of a pair.
+
+    Ctrl-C ends the run after the step in hand, with a checkpoint. A run that was stopped or killed
+    goes on with ``resume=True`` and ends with the same weights, bit for bit on a CPU, as one that
+    was not.
+
+    Args:
+        config: everything that decides the run.
+        resume: go on from the newest checkpoint in ``config.output``.
+        show_progress: print a progress bar with the latest measurements.
+
+    Raises:
+        InputError: something in the configuration, the pair or the folder cannot work.
+        NonFiniteError: a loss or gradient became infinite or NaN; the batch is saved, no update made.
+    """
+    accelerator = Accelerator(mixed_precision=_PRODUCTS[config.precision])
+    if accelerator.num_processes > 1:
+        raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
+
+    # ── Pair, prompts, optimiser ─────────────────────────────────────────────────────────────────
+    pair = load_pair(
+        config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device
+    )
+    training_prompts, held_out = _prompts(config, pair)
+    directory = Path(config.output)
+    first_step = 0
+    if resume:
+        check_resumable(config, directory)
+        checkpoint = latest_checkpoint(directory)
+        first_step = read_state(checkpoint).step
+        pair.student = load_model(checkpoint, torch.float32, accelerator.device)
+    else:
+        start_run(config)
+    student, teacher = pair.student, pair.teacher
+    if config.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, config.learning_rate, (config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
+    )
+    method = copy.deepcopy(config.method)  # a schedule may keep state
+    log = MetricsLog(directory / METRICS_FILE)
+    if resume:
+        load_optimizer(checkpoint, student, optimizer)
+        if method.schedule is not None:
+            method.schedule.load_state(read_state(checkpoint).schedule)
+        log.rewind(first_step)
+
+    def save(step: int) -> None:
+        schedule = method.schedule.state() if method.schedule is not None else {}
+        save_checkpoint(
+            directory / CHECKPOINTS,
+            CheckpointState(step, schedule),
+            student,
+            pair.tokenizer,
+            optimizer,
+            config.keep_checkpoints,
+        )
+
+    def held_out_accuracy() -> float:
+        with accelerator.autocast():
+            return evaluate(
+                pair, prompts=held_out, max_new_tokens=config.max_new_tokens, reward=config.reward, seed=config.seed
+            ).accuracy
+
+    if not resume:
+        save(0)  # from here on there is always a whole checkpoint to go back to
+    clock = _Clock(accelerator.device)
+    judge = reward_function(config.reward)
+    step = first_step
+    seconds_save = 0.0
+    progress = TrainingProgress(type(method).__name__, first_step, config.steps, show_progress)
+    with StopRequest() as stop, progress:
+        while step < config.steps and not stop.requested:
+            torch.manual_seed(derived_seed(config.seed, "step", step))  # for dropout, where a model has any
+            row: dict[str, float] = {"step": step}
+            clock.start()
+
+            # ── Held-out accuracy, before the update of this step ────────────────────────────────
+            if config.evaluate_every and step % config.evaluate_every == 0:
+                row["accuracy"] = held_out_accuracy()
+            seconds_measure = clock.lap()
+
+            # ── Sample ───────────────────────────────────────────────────────────────────────────
+            chosen = training_prompts[rows_of_step(config.seed, step, config.prompts_per_step, len(training_prompts))]
+            prompts = pair.encode(chosen["prompt"])
+            student.eval()
+            with accelerator.autocast():
+                rollouts, from_teacher = _sample(config, pair, prompts, step)
+            row["seconds_sample"] = clock.lap()
+
+            # ── Reward ───────────────────────────────────────────────────────────────────────────
+            answers = [answer for answer in chosen["answer"] for _ in range(config.group_size)]
+            traces_per_prompt = (len(rollouts) - len(answers)) // len(prompts)
+            answers += [answer for answer in chosen["answer"] for _ in range(traces_per_prompt)]
+            rewards = score(rollouts, answers, judge, pair.tokenizer).to(accelerator.device)
+            row["seconds_reward"] = clock.lap()
+
+            # ── Teacher: one forward pass over the student's rollouts ────────────────────────────
+            student_rollouts = rollouts.rows((~from_teacher).nonzero().squeeze(-1))
+            measured = choose_measured(
+                student_rollouts, config.measured_positions, generator_for(config.seed, "measured", step)
+            )
+            asked = ask_teacher(
+                teacher,
+                student_rollouts,
+                vocabulary_size=pair.vocabulary_size,
+                micro_batch_tokens=config.micro_batch_tokens,
+                keep_distribution=student_rollouts.mask if method.needs_distribution else measured,
+                top_k=method.top_k,
+                sampling_generator=generator_for(config.seed, "teacher", step) if method.samples_teacher_tokens else None,
+            )
+            batch = Batch(
+                rollouts=rollouts,
+                from_teacher=from_teacher,
+                rewards=rewards,
+                teacher=asked.padded_to(rollouts.mask.shape),
+                behaviour_logprobs=None,
+                group_size=config.group_size,
+                max_new_tokens=config.max_new_tokens,
+                random=generator_for(config.seed, "method", step),
+            )
+            row["seconds_teacher"] = clock.lap()
+
+            # ── Update ───────────────────────────────────────────────────────────────────────────
+            student.train(config.gradient_checkpointing)  # recomputation needs training mode
+            measurement = StepMeasurement(batch, _pad_like(measured, rollouts.mask), config.rejection_threshold)
+            measure_terms = config.gradient_terms_every and step % config.gradient_terms_every == 0
+            term_gradients = TermGradients(parameters) if measure_terms else None
+            learning_rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            view = _view(accelerator, pair, config)
+            updates = _mini_batches(config, len(prompts), step)
+            if len(updates) > 1:
+                batch = _with_behaviour(batch, view, config.micro_batch_tokens)
+            sums: dict[str, float] = {}
+            gradient_norm = clipped = 0.0
+            for number, groups in enumerate(updates):
+                rows = _rows_of_groups(groups, config.group_size, len(prompts), traces_per_prompt, rewards.device)
+                mini_batch = batch.restricted_to(rows)
+                terms = method.terms(mini_batch, step)
+                first_pass, last_update = number < config.mini_batches, number == len(updates) - 1
+                clipped = 0.0
+                optimizer.zero_grad(set_to_none=True)
+                for part in split_rows(rollouts.rows(rows), config.micro_batch_tokens):
+                    positions = view(mini_batch, rows[part])
+                    if first_pass:
+                        measurement.add(positions)
+                    total = positions.logits.new_zeros(())
+                    with accelerator.autocast():
+                        for term in terms:
+                            if term.weight == 0:
+                                continue
+                            loss = term.loss(positions, positions.take(term.mask))
+                            if number == 0 and term_gradients is not None and loss.requires_grad:
+                                term_gradients.add(term.kind, term.weight * loss)
+                            if first_pass:
+                                key = f"loss_{term.kind}"
+                                sums[key] = sums.get(key, 0.0) + float(loss.detach()) / config.mini_batches
+                            total = total + term.weight * loss
+                    if total.requires_grad:
+                        accelerator.backward(total)
+                    if last_update:
+                        clipped += _clipped(positions, method)
+                norm = float(accelerator.clip_grad_norm_(parameters, config.max_gradient_norm))
+                if not math.isfinite(norm) or not all(math.isfinite(x) for x in sums.values()):
+                    bad = next((name for name, x in sums.items() if not math.isfinite(x)), "the gradient")
+                    kept = save_failed_batch(directory, step, bad, batch)
+                    raise NonFiniteError(
+                        f"Step {step}: {bad} is not finite (gradient norm {norm}). No update was made. The batch is in "
+                        f"{kept}, the last good checkpoint in {latest_checkpoint(directory)}. A lower learning rate "
+                        "or a smaller weight of the teacher term is the usual remedy."
+                    )
+                optimizer.step()
+                gradient_norm = max(gradient_norm, norm)
+            row["seconds_update"] = clock.lap()
+
+            # ── Measure ──────────────────────────────────────────────────────────────────────────
+            row |= measurement.summary() | sums
+            if term_gradients is not None:
+                row |= term_gradients.summary()
+            if method.schedule is not None:
+                row["weight"] = method.schedule(step)
+                method.schedule.observe(step, row["agreement"])
+            row["gradient_norm"] = gradient_norm
+            row["clip_fraction"] = clipped / max(1.0, row["tokens"] / config.mini_batches)
+            row["learning_rate"] = learning_rate
+            row["seconds_measure"] = seconds_measure + clock.lap()
+            row["seconds_save"] = seconds_save
+            log.append(row)
+            step += 1
+            progress.update(step, row)
+
+            # ── Save ─────────────────────────────────────────────────────────────────────────────
+            seconds_save = 0.0
+            if step % config.checkpoint_every == 0 or step == config.steps or stop.requested:
+                save(step)
+                seconds_save = clock.lap()
+
+    # ── End ──────────────────────────────────────────────────────────────────────────────────────
+    student.eval()
+    completed = step >= config.steps
+    if completed and not any(row["step"] == config.steps for row in log.rows):
+        log.append({"step": config.steps, "accuracy": held_out_accuracy()})
+    elif not completed:
+        progress.say(f"Stopped after step {step} of {config.steps}. To go on: tgpo-lab train --resume {directory}")
+    return RunResult(directory, config, metrics_frame(log.rows), student, completed)
+
+
+def _prompts(config: TrainConfig, pair: Pair) -> tuple[Dataset, Dataset]:
+    """Training prompts and held-out prompts; without a validation split, the last of the training prompts."""
+    if config.dataset is None and pair.prompts is None:
+        raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
+    splits = load_prompts(config.dataset or pair.prompts, config.prompt_column, config.answer_column)
+    count = config.evaluation_prompts
+    if "validation" in splits:
+        held_out = splits["validation"]
+        return splits["train"], held_out.select(range(min(count, len(held_out))))
+    rows = splits["train"]
+    if len(rows) < 2 * count:
+        raise InputError(
+            f"{config.dataset} has no validation split, and its {len(rows)} prompts are too few to hold out "
+            f"{count} of them. Add a validation.jsonl or lower evaluation_prompts."
+        )
+    return rows.select(range(len(rows) - count)), rows.select(range(len(rows) - count, len(rows)))
+
+
+def _sample(config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int) -> tuple[Rollouts, Tensor]:
+    """The student's rollouts and, where the method learns from them, the teacher's own after them."""
+    traces = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[config.method.teacher_traces]
+    parts = []
+    for writer, samples in (("student", config.group_size), ("teacher", traces)):
+        if samples:
+            parts.append(
+                sample_responses(
+                    pair.student if writer == "student" else pair.teacher,
+                    prompts,
+                    config.max_new_tokens,
+                    pair.end_tokens,
+                    pair.pad_token,
+                    samples_per_prompt=samples,
+                    temperature=config.temperature if writer == "student" else 1.0,
+                    generator=generator_for(config.seed, "sampling", writer, step),
+                    vocabulary_size=pair.vocabulary_size,
+                )
+            )
+    rollouts = join_rollouts(parts)
+    rows = torch.arange(len(rollouts), device=rollouts.responses.device)
+    return rollouts, rows >= len(parts[0])
+
+
+def _view(accelerator: Accelerator, pair: Pair, config: TrainConfig) -> Callable[[Batch, Tensor], Positions]:
+    """The student's forward pass over some rows of a batch."""
+
+    def view(batch: Batch, rows: Tensor) -> Positions:
+        with accelerator.autocast():
+            return Positions(batch, rows, pair.student, pair.teacher, config.temperature, pair.vocabulary_size)
+
+    return view
+
+
+@torch.no_grad()
+def _with_behaviour(batch: Batch, view: Callable[[Batch, Tensor], Positions], micro_batch_tokens: int) -> Batch:
+    """The batch with log π_old, computed the way the update computes log πθ: the first ratio is exactly 1."""
+    logprobs = torch.zeros(batch.rollouts.mask.shape, device=batch.rewards.device)
+    for rows in split_rows(batch.rollouts, micro_batch_tokens):
+        view(batch, rows).write_logprobs(logprobs)
+    return batch.with_behaviour(logprobs)
+
+
+def _mini_batches(config: TrainConfig, prompts: int, step: int) -> list[Tensor]:
+    """Group numbers of each update: ``passes`` × ``mini_batches`` parts, shuffled anew for each pass."""
+    generator = generator_for(config.seed, "mini-batches", step)
+    updates: list[Tensor] = []
+    for _ in range(config.passes):
+        updates += torch.randperm(prompts, generator=generator).tensor_split(config.mini_batches)
+    return updates
+
+
+def _rows_of_groups(groups: Tensor, size: int, prompts: int, traces: int, device: torch.device) -> Tensor:
+    """Rows of some groups: the student's, then the teacher's traces to the same prompts."""
+    own = (groups.unsqueeze(-1) * size + torch.arange(size)).flatten()
+    theirs = (prompts * size + groups.unsqueeze(-1) * traces + torch.arange(traces)).flatten()
+    return torch.cat([own, theirs]).to(device)
+
+
+@torch.no_grad()
+def _clipped(positions: Positions, method: object) -> float:
+    """Number of the student's tokens whose ratio lies outside the method's clip range."""
+    low, high = getattr(method, "clip_low", math.inf), getattr(method, "clip_high", math.inf)
+    ratio = (positions.logprobs - positions.behaviour_logprobs).exp()
+    outside = (ratio < 1 - low) | (ratio > 1 + high)
+    return float((outside & positions.take(positions.batch.student_mask)).sum())
+
+
+def _pad_like(values: Tensor, mask: Tensor) -> Tensor:
+    """(rows, steps) bool widened with False to the shape of ``mask``."""
+    wide = torch.zeros_like(mask)
+    wide[: values.shape[0], : values.shape[1]] = values
+    return wide
+
+
+class _Clock:
+    """Seconds since the last lap; on a GPU the work in flight is waited for."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+
+    def start(self) -> None:
+        self.lap_at = time.perf_counter()
+
+    def lap(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.perf_counter()
+        seconds, self.lap_at = now - self.lap_at, now
+        return seconds
