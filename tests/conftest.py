@@ -19,17 +19,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from tgpo_lab.cli import main
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.methods import make_method
 from tgpo_lab.pairs import DATA
 from tgpo_lab.tiny_world.tokenizer import build_tokenizer
 
 torch.set_num_threads(1)
+# No deadline: the machine may be busy. The same examples every time: a failure can be repeated anywhere.
+hypothesis.settings.register_profile("tgpo_lab", deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("tgpo_lab")
 
 FILLER_WORDS = DATA / "tokenizer" / "filler_words.txt"
 ANSWER = 7  # every sum of the random pair's prompts
@@ -112,6 +117,25 @@ def tiny_config(random_pair: RandomPair) -> Callable[..., TrainConfig]:
         return TrainConfig(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """A function that runs a tgpo-lab command in this process: ``command("evaluate", "--count", 2)``.
+
+    Gives the exit status, what it printed and what it wrote to the error stream. An exception that a
+    user would see as a traceback is not caught.
+    """
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as stop:  # from the parser
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return run
 
 
 def _learn_to_end(model: PreTrainedModel, tokenizer, right: float) -> None:

@@ -266,7 +266,7 @@ def test_over_sequences_all_reverse_kl_losses_agree_on_fixed_prefixes_and_ignore
         advantage = credit(losses.reverse_kl_advantage(own, picked(t, tokens)))
         return losses.policy_gradient_loss(own, own, advantage, mask, normalizer=1)
 
-    flat = sum(SEQUENCES, [])
+    flat = list(itertools.chain(*SEQUENCES))
     fixed = slope(lambda x: sequence_kl(x, probabilities(SEQUENCES[0])), flat)
     whole = slope(lambda x: sequence_kl(x, probabilities(x[:3])), flat)
     assert apart(fixed, whole) > 0.05

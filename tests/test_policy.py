@@ -32,6 +32,7 @@ def rollouts_from(lengths, seed=0):
 LENGTHS = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 6)), min_size=1, max_size=5)
 
 
+@torch.no_grad()
 @settings(max_examples=25, deadline=None)
 @given(LENGTHS, st.integers(0, 1000))
 def test_logprobs_equal_those_of_each_sequence_alone_read_one_token_at_a_time(pair, lengths, seed):

@@ -1,5 +1,6 @@
 """The loop: every method, micro-batches, several updates, exact resume, interruption, non-finite numbers."""
 
+import functools
 import json
 import os
 import signal
@@ -22,6 +23,11 @@ from tgpo_lab.schedules import Constant
 from tgpo_lab.stopping import NonFiniteError
 
 ALL_METHODS = [entry.name for entry in method_entries()]
+
+
+@pytest.fixture
+def tiny_config(tiny_config, tmp_path):
+    return functools.partial(tiny_config, tmp_path)
 
 
 def weights(result_or_folder):

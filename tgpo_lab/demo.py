@@ -145,7 +145,8 @@ def _accuracy(pair: Pair, student: PreTrainedModel, config: TrainConfig) -> floa
 
 def _rollouts(pair: Pair, student: PreTrainedModel, config: TrainConfig) -> list[AnnotatedRollout]:
     """Responses to the first test prompts, sampled as in training."""
-    prompts = pair_prompts(pair, "test").select(range(SAMPLE_ROLLOUTS))
+    prompts = pair_prompts(pair, "test")
+    prompts = prompts.select(range(min(SAMPLE_ROLLOUTS, len(prompts))))
     return annotate(
         pair,
         student,

@@ -23,15 +23,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Advantages of a group whose rewards differ by less than this are zero, not noise divided by noise.
-SMALLEST_STD = 1e-6
-
 
 def masked_sum(values: Tensor, mask: Tensor, normalizer: float | Tensor | None = None) -> Tensor:
     """Sum of ``values`` (B, T) where ``mask`` (B, T), divided by ``normalizer``.
 
-    Masked positions are selected away, not multiplied by zero, so an infinite value there is harmless.
-    A mask without any position gives 0.
+    Masked positions are selected away, not multiplied by zero, so an infinite value there does not
+    reach the sum. A mask without any position gives 0.
 
     Raises:
         ValueError: shapes differ, or the normaliser is not positive.
@@ -44,6 +41,16 @@ def masked_sum(values: Tensor, mask: Tensor, normalizer: float | Tensor | None =
     elif normalizer <= 0:
         raise ValueError(f"normalizer must be positive, but is {normalizer}.")
     return torch.where(mask, values, 0.0).sum() / normalizer
+
+
+def _visible(values: Tensor, mask: Tensor) -> Tensor:
+    """Zeros at masked positions of (B, T) or (B, T, V): selecting later would still give NaN gradients there."""
+    if values.shape[:2] != mask.shape:
+        raise ValueError(f"A tensor of shape {tuple(values.shape)} does not fit a mask of shape {tuple(mask.shape)}.")
+    mask = mask.bool()
+    if bool(mask.all()):
+        return values
+    return torch.where(mask if values.ndim == 2 else mask.unsqueeze(-1), values, torch.zeros_like(values))
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -78,14 +85,16 @@ def reverse_kl(
     It ignores how a token changes the states that come after it: the gradient is that of the
     per-position divergence on fixed prefixes, not of the divergence of whole responses.
     """
-    return masked_sum(reverse_kl_per_token(student_logits, teacher_logits), mask, normalizer)
+    student, teacher = _visible(student_logits, mask), _visible(teacher_logits, mask)
+    return masked_sum(reverse_kl_per_token(student, teacher), mask, normalizer)
 
 
 def forward_kl(
     student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None
 ) -> Tensor:
     """Exact forward KL per position, KL(πT‖πθ), on the prefixes given (GKD with β = 0)."""
-    return masked_sum(forward_kl_per_token(student_logits, teacher_logits), mask, normalizer)
+    student, teacher = _visible(student_logits, mask), _visible(teacher_logits, mask)
+    return masked_sum(forward_kl_per_token(student, teacher), mask, normalizer)
 
 
 def generalized_jsd(
@@ -110,7 +119,8 @@ def generalized_jsd(
         return forward_kl(student_logits, teacher_logits, mask, normalizer)
     if beta == 1:
         return reverse_kl(student_logits, teacher_logits, mask, normalizer)
-    student, teacher = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
+    student = _visible(student_logits, mask).log_softmax(-1)
+    teacher = _visible(teacher_logits, mask).detach().log_softmax(-1)
     weights = torch.tensor([beta, 1 - beta], dtype=student.dtype, device=student.device).log()
     mixture = torch.logaddexp(teacher + weights[0], student + weights[1])  # (B, T, V)
     to_teacher = (teacher.exp() * (teacher - mixture)).sum(-1)
@@ -160,8 +170,9 @@ def group_advantages(rewards: Tensor, group_size: int, normalize_std: bool = Tru
     groups = groups.view(-1, group_size)
     centred = groups - groups.mean(-1, keepdim=True)
     if normalize_std:
-        std = groups.std(-1, keepdim=True)
-        centred = torch.where(std > SMALLEST_STD, centred / std.clamp(min=SMALLEST_STD), 0.0)
+        # Equal rewards are told by comparing them: their computed deviation is rounding noise, not zero.
+        uniform = (groups == groups[:, :1]).all(-1, keepdim=True)
+        centred = torch.where(uniform, 0.0, centred / groups.std(-1, keepdim=True).where(~uniform, 1.0))
     return centred.flatten()
 
 
@@ -178,8 +189,8 @@ def policy_gradient_loss(
 
     Infinite clips give the plain importance-weighted policy gradient. All arguments (B, T).
     """
-    ratio = (logprobs - behaviour_logprobs.detach()).exp()
-    advantages = advantages.detach()
+    ratio = (_visible(logprobs, mask) - _visible(behaviour_logprobs, mask).detach()).exp()
+    advantages = _visible(advantages, mask).detach()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     return -masked_sum(torch.minimum(ratio * advantages, clipped * advantages), mask, normalizer)
 
@@ -189,7 +200,8 @@ def guidance_loss(
 ) -> Tensor:
     """Teacher guidance of TGPO: −Σ_t log πθ(y_t^T | x, y_<t) with y_t^T the teacher's token at the
     student's own prefix; (B, T, V) and (B, T)."""
-    loss = F.cross_entropy(student_logits.flatten(0, -2), teacher_tokens.flatten(), reduction="none")
+    student, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
+    loss = F.cross_entropy(student.flatten(0, -2), teacher_tokens.flatten(), reduction="none")
     return masked_sum(loss.view_as(mask), mask, normalizer)
 
 
@@ -206,7 +218,8 @@ def top_k_guidance_loss(
     place in the student's normaliser, so emptying the list is never rewarded (the fault of a top-k
     reverse KL without a tail). K = 1 is :func:`guidance_loss`. Teacher tensors are (B, T, K).
     """
-    weights = teacher_logprobs.detach().softmax(-1)
+    student_logits, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
+    weights = _visible(teacher_logprobs, mask).detach().softmax(-1)
     student = student_logits.gather(-1, teacher_tokens) - student_logits.logsumexp(-1, keepdim=True)  # (B, T, K)
     return masked_sum(-(weights * student).sum(-1), mask, normalizer)
 
@@ -219,7 +232,8 @@ def kdrl_loss(
     Its expected gradient over y_t ~ πθ is that of the reverse KL. (Two public implementations
     differentiate k1 instead, whose expected gradient is zero.)
     """
-    return masked_sum(sampled_kl(logprobs, teacher_logprobs, "k2"), mask, normalizer)
+    difference = sampled_kl(_visible(logprobs, mask), _visible(teacher_logprobs, mask), "k2")
+    return masked_sum(difference, mask, normalizer)
 
 
 def luffy_off_policy_loss(
@@ -238,5 +252,5 @@ def luffy_off_policy_loss(
     """
     if gamma <= 0:
         raise ValueError(f"gamma must be positive, but is {gamma}.")
-    probability = logprobs.exp()
-    return -masked_sum(advantages.detach() * probability / (probability + gamma), mask, normalizer)
+    probability = _visible(logprobs, mask).exp()
+    return -masked_sum(_visible(advantages, mask).detach() * probability / (probability + gamma), mask, normalizer)

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -45,31 +47,41 @@ def plot_runs(
         dark: for a dark page.
 
     Raises:
-        InputError: no runs, an unknown column, or no measurement to draw.
+        InputError: no runs, an unknown column, no columns, or no run with a measurement.
     """
     if not runs:
         raise InputError("There is nothing to plot: give at least one run.")
     frames = {name: run.metrics if isinstance(run, RunResult) else run for name, run in runs.items()}
     if columns is None:
-        columns = [column for column in DEFAULT_COLUMNS if any(len(_points(f, column)) for f in frames.values())]
-        if not columns:
-            raise InputError("There is nothing to plot: none of the runs has a measurement yet.")
+        columns = [c for c in DEFAULT_COLUMNS if any(len(measured_points(f, c)) for f in frames.values())]
+    if not columns or all(frame.empty for frame in frames.values()):
+        raise InputError("There is nothing to plot: no columns are given, or none of the runs has a measurement yet.")
     if unknown := [column for column in columns if column not in METRICS]:
         raise InputError(f"Unknown column {unknown[0]!r}: choose from {', '.join(METRICS)}.")
 
     width = min(len(columns), PANELS_IN_A_ROW)
     height = math.ceil(len(columns) / width)
     colors = DARK if dark else LIGHT
+    columns_of_legend = _legend_columns(list(frames), width)
+    legend_height = 0.2 + 0.22 * math.ceil(len(frames) / columns_of_legend)
     with sns.axes_style("ticks"), mpl.rc_context(_style(colors)):
-        # Not pyplot's figure: a notebook would show that one a second time, and it would have to be closed.
-        figure = Figure(figsize=(PANEL_WIDTH * width, PANEL_HEIGHT * height + 0.4), layout="constrained")
+        # Made by pyplot, so that a notebook knows how to show it; closed, so that it is not shown a second time.
+        figure = plt.figure(figsize=(PANEL_WIDTH * width, PANEL_HEIGHT * height + legend_height), layout="constrained")
+        plt.close(figure)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.1)
         axes = figure.subplots(height, width, squeeze=False).flatten()
         for panel, column in zip(axes, columns, strict=False):
             _draw(panel, column, frames)
         for unused in axes[len(columns) :]:
             unused.remove()
-        _legend(figure, list(frames), width)
+        figure.legend(
+            [mpl.lines.Line2D([], [], **_line(index, len(frames))) for index in range(len(frames))],
+            list(frames),
+            loc="outside upper center",
+            ncols=columns_of_legend,
+            frameon=False,
+            handlelength=3.2,
+        )
     return figure
 
 
@@ -82,24 +94,29 @@ def _style(colors: Mapping[str, str]) -> dict[str, object]:
     return {**text, **fills, **sizes, **frame}
 
 
-def _points(frame: pd.DataFrame, column: str) -> pd.DataFrame:
-    """Steps with a value, in order; empty where the column was never measured."""
-    if column not in frame:
+def measured_points(metrics: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Columns ``step`` and ``column`` at the steps with a finite value, in order; empty where there is none."""
+    if column not in metrics:
         return pd.DataFrame({"step": [], column: []})
-    return frame[["step", column]].dropna().sort_values("step")
+    points = metrics[["step", column]]
+    return points[np.isfinite(points[column].astype(float))].sort_values("step")
 
 
 def _draw(axes: Axes, column: str, frames: Mapping[str, pd.DataFrame]) -> None:
-    found = {name: _points(frame, column) for name, frame in frames.items()}
+    found = {name: measured_points(frame, column) for name, frame in frames.items()}
     for index, points in enumerate(found.values()):
         every = max(1, len(points) // MARKERS_PER_LINE)
-        first = index * every // len(found)
-        axes.plot(points["step"], points[column], **_line(index, len(found)), markevery=(first, every))
+        first_marker = index * every // len(found)
+        axes.plot(points["step"], points[column], **_line(index, len(found)), markevery=(first_marker, every))
     axes.set_title(_words(column), loc="left")
     axes.set_xlabel("step (batches learned from)")
     axes.set_ylabel(METRICS[column].unit or "no unit")
+    first, last = (pd.concat([frame["step"] for frame in frames.values()]).agg(end) for end in ("min", "max"))
+    margin = 0.04 * (last - first) or 1  # a single step has no width of its own
+    axes.set_xlim(first - margin, last + margin)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True, steps=[1, 2, 5, 10]))
     if all(points.empty for points in found.values()):
+        axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes)
     elif column.startswith("gradient_norm"):
         _logarithmic(axes, pd.concat([points[column] for points in found.values()]))
@@ -135,7 +152,9 @@ def _logarithmic(axes: Axes, values: pd.Series) -> None:
     if (values <= 0).any():
         threshold = 10.0 ** math.floor(math.log10(positive.min()))
         axes.set_yscale("symlog", linthresh=threshold, linscale=0.5)
-        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=threshold))
+        locator = SymmetricalLogLocator(base=10, linthresh=threshold)
+        locator.set_params(numticks=6)
+        axes.yaxis.set_major_locator(locator)
         axes.set_ylim(bottom=-0.1 * threshold)
     else:
         axes.set_yscale("log")
@@ -145,9 +164,7 @@ def _logarithmic(axes: Axes, values: pd.Series) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend(figure: Figure, names: list[str], width: int) -> None:
-    """One legend above all panels, in as many columns as its longest label leaves room for."""
-    handles = [mpl.lines.Line2D([], [], **_line(index, len(names))) for index in range(len(names))]
+def _legend_columns(names: list[str], width: int) -> int:
+    """Number of legend columns for which the longest label leaves room."""
     letters = max(len(name) for name in names) + 8  # the line sample takes the room of eight letters
-    columns = max(1, min(len(names), int(width * PANEL_WIDTH * 12 / letters)))  # about 12 letters to an inch
-    figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False, handlelength=3.2)
+    return max(1, min(len(names), int(width * PANEL_WIDTH * 12 / letters)))  # about 12 letters to an inch

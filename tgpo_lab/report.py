@@ -22,7 +22,7 @@ from .comparison import UNITS, caption, summary_table, table_texts
 from .errors import InputError
 from .files import require_writable_folder, write_text
 from .metrics import METRICS
-from .plots import DEFAULT_COLUMNS, plot_runs
+from .plots import DEFAULT_COLUMNS, measured_points, plot_runs
 from .provenance import provenance
 from .runs import CONFIG_FILE, RunResult
 from .sample_rollouts import AnnotatedRollout
@@ -88,7 +88,7 @@ def write_report(
             written; what :func:`tgpo_lab.comparison.summary_table` raises.
     """
     path = Path(path)
-    table = summary_table(runs, before, after)
+    table, samples = summary_table(runs, before, after), _samples(runs, rollouts or {})
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent),
         autoescape=True,  # titles, prompts and tokens are data, whatever they look like
@@ -105,7 +105,7 @@ def write_report(
         units=UNITS,
         table_caption=caption(table),
         figures=_figures({name: run.metrics for name, run in runs.items()}),
-        samples=_samples(runs, rollouts or {}),
+        samples=samples,
         token_style=token_style,
         legend_values=LEGEND_VALUES,
         full_color=FULL_COLOR,
@@ -139,15 +139,17 @@ def _figures(frames: Mapping[str, pd.DataFrame]) -> list[FigureEntry]:
     """One figure for each default column that some run has measured, each with its own legend."""
     entries = []
     for column in DEFAULT_COLUMNS:
-        ends = {name: frame[["step", column]].dropna().sort_values("step") for name, frame in frames.items()}
-        ends = {name: points for name, points in ends.items() if not points.empty}
-        if not ends:
+        measured = {name: measured_points(frame, column) for name, frame in frames.items()}
+        measured = {name: points for name, points in measured.items() if not points.empty}
+        if not measured:
             continue
-        spans = [
-            f"{name} from {p[column].iloc[0]:.3g} at step {p['step'].iloc[0]:.0f} to {p[column].iloc[-1]:.3g} "
-            f"at step {p['step'].iloc[-1]:.0f}"
-            for name, p in ends.items()
-        ]
+        spans = []
+        for name, points in measured.items():
+            first, last = points.iloc[0], points.iloc[-1]
+            spans.append(
+                f"{name} from {first[column]:.3g} at step {first['step']:.0f} to {last[column]:.3g} "
+                f"at step {last['step']:.0f}"
+            )
         metric = METRICS[column]
         entries.append(
             FigureEntry(
@@ -226,4 +228,5 @@ def _number(value: float) -> str:
     """Two decimals with a true minus sign."""
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    return f"{value:.2f}".replace("-", "−")
+    text = f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")

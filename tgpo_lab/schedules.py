@@ -7,6 +7,7 @@ written, in configuration files and on the command line, as it is in Python: ``L
 from __future__ import annotations
 
 import ast
+import math
 from dataclasses import dataclass, field, fields
 
 from .errors import InputError
@@ -36,9 +37,9 @@ class Schedule:
 
     def _require_not_negative(self, *names: str) -> None:
         for name in names:
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(
-                    f"{type(self).__name__}: {name} must be 0 or more, but is {getattr(self, name)}: "
+                    f"{type(self).__name__}: {name} must be a finite number, 0 or more, but is {getattr(self, name)}: "
                     "a negative weight would push the student away from the teacher."
                 )
 
@@ -154,12 +155,16 @@ def parse_schedule(text: str) -> Schedule:
     try:
         call = ast.parse(text.strip(), mode="eval").body
         if not isinstance(call, ast.Call):
-            return Constant(float(ast.literal_eval(call)))
+            return Constant(_number(call))
         schedule = SCHEDULES[call.func.id]  # type: ignore[attr-defined]
-        arguments = [ast.literal_eval(a) for a in call.args]
-        options = {k.arg: ast.literal_eval(k.value) for k in call.keywords}
-        if not all(isinstance(x, (int, float)) for x in [*arguments, *options.values()]):
-            raise ValueError
-        return schedule(*arguments, **options)
-    except (SyntaxError, KeyError, AttributeError, TypeError, ValueError) as error:
+        options = {keyword.arg: _number(keyword.value) for keyword in call.keywords}
+        return schedule(*(_number(argument) for argument in call.args), **options)
+    except (SyntaxError, KeyError, AttributeError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(f"{text!r} is not a schedule. {expected}") from error
+
+
+def _number(node: ast.expr) -> int | float:
+    value = ast.literal_eval(node)
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r} is not a finite number")
+    return value

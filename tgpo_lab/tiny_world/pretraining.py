@@ -37,13 +37,17 @@ def build_student_skill(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBas
 def set_student_opening(
     model: PreTrainedModel, recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """Second stage of a student, in place: pull log πθ(``<think>`` | prompt) to the wanted value."""
+    """Second stage of a student, in place: pull log πθ(``<think>`` | prompt) to the wanted value.
+
+    Here it also learns to work a sum out after a terse answer, as it will when guidance opens a
+    ``<think>`` there.
+    """
     source = TextSource(tokenizer, recipe.task, np.random.default_rng([recipe.opening.seed, 2]))
     _train(
         model,
         recipe.opening,
         f"student: opening to {recipe.opening_logprob:g} nats",
-        lambda: source.student_batch(recipe, recipe.opening.batch_size),
+        lambda: source.student_batch(recipe, recipe.opening.batch_size, after_terse=0.5),
         opening=(source.think, recipe.opening_logprob),
     )
     return model

@@ -53,7 +53,7 @@ class TeacherRecipe:
 
     foreign_share: float
     terse_prefix: float = 0.35
-    """Of the foreign texts: prefix of a terse answer, right or wrong; then opens ``<think>`` and works it out."""
+    """Of the foreign texts: prefix of a terse answer, right or wrong; finishes it, then works it out in a ``<think>``."""
     junk_prefix: float = 0.25
     """Of the foreign texts: random tokens, or a terse answer mixed with them; then opens ``<think>``."""
     slip_prefix: float = 0.40
@@ -62,7 +62,7 @@ class TeacherRecipe:
     layers: int = 3
     heads: int = 4
     intermediate_size: int = 384
-    training: Pretraining = Pretraining(steps=4000, batch_size=64, learning_rate=2e-3)
+    training: Pretraining = Pretraining(steps=2500, batch_size=64, learning_rate=2e-3)
     task: AdditionTask = field(default_factory=AdditionTask)
 
 

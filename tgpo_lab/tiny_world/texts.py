@@ -37,17 +37,23 @@ class TextSource:
         special = set(tokenizer.all_special_ids)
         self.ordinary = np.array([i for i in range(len(tokenizer)) if i not in special])
 
-    def student_batch(self, recipe: StudentRecipe, size: int) -> TextBatch:
-        """(B, L) texts, half terse with a noisy answer, half worked without loss on the opening."""
+    def student_batch(self, recipe: StudentRecipe, size: int, after_terse: float = 0.0) -> TextBatch:
+        """(B, L) texts, half terse with a noisy answer, half worked without loss on the opening token.
+
+        A share ``after_terse`` of the worked ones follows a terse answer or its beginning, without
+        loss on that: so the skill does not hang on the place in the response where it starts.
+        """
         rows = []
         for index in range(size):
             prompt, problem = self._prompt()
+            noise = int(round(self.random.normal(0, recipe.answer_noise)))
+            terse = self._encode(terse_text(max(0, sum(problem) + noise)))
             if index % 2:
-                noise = int(round(self.random.normal(0, recipe.answer_noise)))
-                rows.append((prompt, [], self._encode(terse_text(max(0, sum(problem) + noise))) + [self.end]))
+                rows.append((prompt, [], [*terse, self.end]))
             else:
+                cut = int(self.random.integers(1, len(terse) + 1)) if self.random.random() < after_terse else 0
                 worked = self._worked(problem)
-                rows.append((prompt, worked[:1], worked[1:]))
+                rows.append((prompt, terse[:cut] + worked[:1], worked[1:]))
         return self._pad(rows)
 
     def teacher_batch(self, recipe: TeacherRecipe, size: int) -> TextBatch:
@@ -68,7 +74,11 @@ class TextSource:
     def _terse_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
         error = 0 if self.random.random() < 0.3 else int(round(self.random.normal(0, 15)))
         said = self._encode(terse_text(max(0, sum(problem) + error)))
-        return said[: int(self.random.integers(1, len(said) + 1))], self._worked(problem)
+        right = self._encode(terse_text(sum(problem)))
+        cut = int(self.random.integers(1, len(said) + 1))
+        # It finishes the terse answer as well as it can in its head, and then checks it in writing. Were its
+        # answer to every foreign prefix "start over", guidance would teach that one token everywhere.
+        return said[:cut], right[cut:] + self._worked(problem)
 
     def _junk_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
         junk = self._random_tokens(int(self.random.integers(1, 13)))

@@ -1,0 +1,154 @@
+"""Prompt files, the shipped ones included, and the order in which a run goes through them."""
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tgpo_lab.errors import InputError
+from tgpo_lab.pairs import DATA
+from tgpo_lab.prompts import load_prompts
+from tgpo_lab.randomness import derived_seed, generator_for, rows_of_step
+from tgpo_lab.tiny_world.arithmetic import AdditionTask, split_of
+from tgpo_lab.tiny_world.building import write_prompts
+
+SHIPPED = sorted((DATA / "prompts").glob("*/"))
+
+
+def operands(prompt: str) -> tuple[int, ...]:
+    assert re.fullmatch(r"[1-9][0-9]*(\+[1-9][0-9]*)+=", prompt)
+    return tuple(int(x) for x in prompt[:-1].split("+"))
+
+
+# ── The shipped prompts ──────────────────────────────────────────────────────────────────────────
+
+
+def test_there_are_shipped_prompts():
+    assert "addition-3x2" in [folder.name for folder in SHIPPED]
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda f: f.name)
+def test_no_shipped_sum_stands_twice_in_any_order_of_its_operands(folder):
+    splits = load_prompts(folder)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 4096, "validation": 256, "test": 512}
+    sums = {name: [tuple(sorted(operands(p))) for p in rows["prompt"]] for name, rows in splits.items()}
+    everything = [problem for problems in sums.values() for problem in problems]
+    assert len(set(everything)) == len(everything)
+    for name, problems in sums.items():
+        assert {split_of(problem) for problem in problems} == {name}
+
+
+@pytest.mark.parametrize("folder", SHIPPED, ids=lambda f: f.name)
+def test_shipped_answers_are_right(folder):
+    count, digits = map(int, re.fullmatch(r"addition-(\d)x(\d)", folder.name).groups())
+    for rows in load_prompts(folder).values():
+        for prompt, answer in zip(rows["prompt"], rows["answer"], strict=True):
+            numbers = operands(prompt)
+            assert len(numbers) == count and all(len(str(x)) == digits for x in numbers)
+            assert answer == str(sum(numbers))
+
+
+def test_the_shipped_prompts_can_be_made_again(tmp_path):
+    write_prompts(AdditionTask(operands=3, digits=2), tmp_path / "again")
+    for split in ("train", "validation", "test"):
+        again = (tmp_path / "again" / f"{split}.jsonl").read_bytes()
+        assert again == (DATA / "prompts" / "addition-3x2" / f"{split}.jsonl").read_bytes()
+
+
+# ── Loading ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def write(file, *rows: dict) -> None:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def test_a_folder_gives_the_splits_that_it_has(tmp_path):
+    write(tmp_path / "train.jsonl", {"prompt": "b", "answer": "2"}, {"prompt": "a", "answer": "1"})
+    assert set(load_prompts(tmp_path)) == {"train"}
+    write(tmp_path / "test.jsonl", {"prompt": "c", "answer": "3"})
+    write(tmp_path / "notes.jsonl", {"anything": 1})
+    splits = load_prompts(tmp_path)
+    assert {name: rows.to_list() for name, rows in splits.items()} == {
+        "train": [{"prompt": "b", "answer": "2"}, {"prompt": "a", "answer": "1"}],  # in the order of the file
+        "test": [{"prompt": "c", "answer": "3"}],
+    }
+
+
+def test_a_file_is_taken_as_training_prompts(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    write(file, {"prompt": "Сколько будет 1+1?\n=", "answer": "две", "source": "me"}, {"prompt": "2+2=", "answer": 4})
+    splits = load_prompts(str(file))
+    assert {name: rows.to_list() for name, rows in splits.items()} == {
+        "train": [{"prompt": "Сколько будет 1+1?\n=", "answer": "две"}, {"prompt": "2+2=", "answer": "4"}]
+    }
+
+
+def test_empty_lines_are_passed_over(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    file.write_text('\n{"prompt": "a", "answer": "1"}\n\n  \n{"prompt": "b", "answer": "2"}')
+    assert load_prompts(file)["train"]["prompt"] == ["a", "b"]
+
+
+def test_columns_can_have_other_names(tmp_path):
+    file = tmp_path / "mine.jsonl"
+    write(file, {"question": "1+1=", "solution": "2", "prompt": "no", "answer": "no"})
+    rows = load_prompts(file, prompt_column="question", answer_column="solution")["train"]
+    assert rows.to_list() == [{"prompt": "1+1=", "answer": "2"}]
+    with pytest.raises(InputError, match="line 1.*'reply'"):
+        load_prompts(file, prompt_column="question", answer_column="reply")
+
+
+def test_the_same_prompt_twice_in_one_split_is_allowed_but_not_in_two(tmp_path):
+    write(tmp_path / "train.jsonl", {"prompt": "a", "answer": "1"}, {"prompt": "a", "answer": "1"})
+    write(tmp_path / "test.jsonl", {"prompt": "b", "answer": "1"})
+    assert len(load_prompts(tmp_path)["train"]) == 2
+    write(tmp_path / "validation.jsonl", {"prompt": "b", "answer": "2"})
+    with pytest.raises(InputError, match="'b'.*validation.*test"):
+        load_prompts(tmp_path)
+
+
+# ── Order ────────────────────────────────────────────────────────────────────────────────────────
+
+SEEDS, PER_STEP, AVAILABLE = st.integers(0, 2**40), st.integers(1, 40), st.integers(1, 30)
+
+
+@given(SEEDS, PER_STEP, AVAILABLE)
+def test_each_pass_through_the_data_is_a_permutation_without_gaps_between_steps(seed, per_step, available):
+    steps = [rows_of_step(seed, step, per_step, available) for step in range(3 * available // per_step + 1)]
+    assert all(len(rows) == per_step for rows in steps)
+    drawn = [row for rows in steps for row in rows]
+    for start in range(0, len(drawn) - available + 1, available):
+        assert sorted(drawn[start : start + available]) == list(range(available))
+    rest = drawn[len(drawn) // available * available :]
+    assert len(set(rest)) == len(rest)
+
+
+@given(SEEDS, PER_STEP, AVAILABLE, st.integers(0, 1000))
+def test_a_step_depends_on_nothing_but_seed_and_number(seed, per_step, available, step):
+    wanted = rows_of_step(seed, step, per_step, available)
+    for other in (0, step + 1):
+        rows_of_step(seed, other, per_step, available)
+    assert rows_of_step(seed, step, per_step, available) == wanted
+
+
+def test_every_pass_and_every_seed_has_an_order_of_its_own():
+    orders = [tuple(rows_of_step(seed, epoch, 50, 50)) for seed in range(3) for epoch in range(3)]
+    assert len(set(orders)) == len(orders)
+    assert tuple(range(50)) not in orders
+
+
+def test_a_derived_seed_is_the_same_in_every_version():
+    # A run made before must be resumed with the same prompts and samples: a change here is a change of format.
+    assert derived_seed(0, "sampling", "student", 40) == 887842660533609252
+
+
+@given(SEEDS, st.lists(st.text(max_size=5) | st.integers(0, 99), max_size=3))
+def test_seeds_derived_for_different_purposes_differ(seed, purpose):
+    derived = derived_seed(seed, *purpose)
+    assert 0 <= derived < 2**63
+    assert derived == derived_seed(seed, *purpose)
+    assert derived != derived_seed(seed + 1, *purpose)
+    assert derived != derived_seed(seed, *purpose, "more")
+    assert generator_for(seed, *purpose).initial_seed() == derived
