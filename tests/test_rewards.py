@@ -174,6 +174,9 @@ def test_every_reward_is_zero_or_one_for_any_text(response, answer):
 def test_very_long_responses_take_time_in_proportion(reward, piece):
     long = piece * (2_000_000 // len(piece))
     started = time.process_time()
+    for text in (f"#{piece * 25}x", f"#{long}x"):  # a pattern that tries every split would not get past the first
+        assert reward(text, "168") == 0.0
+        assert time.process_time() - started < 1.0
     assert reward(long, "168") == float(reward is marked_answer and piece == "#168 ")
     assert reward(long + "#168", "168") == float(reward is marked_answer)
     assert time.process_time() - started < 1.0  # a quadratic search would take hours

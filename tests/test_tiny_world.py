@@ -169,6 +169,13 @@ def test_what_is_encoded_is_decoded_again(tokenizer, text):
     assert tokenizer.unk_token_id not in ids
 
 
+@given(text=st.text(" \n0123456789"))
+def test_every_space_and_line_end_is_kept(tokenizer, text):
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert len(ids) == len(text) and tokenizer.unk_token_id not in ids
+
+
 @given(problem=PROBLEMS)
 def test_texts_of_the_task_are_encoded_without_loss(tokenizer, problem):
     text = prompt_text(problem) + worked_text(problem) + terse_text(sum(problem))

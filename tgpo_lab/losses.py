@@ -171,7 +171,7 @@ def group_advantages(rewards: Tensor, group_size: int, normalize_std: bool = Tru
     centred = groups - groups.mean(-1, keepdim=True)
     if normalize_std:
         # Equal rewards are told by comparing them: their computed deviation is rounding noise, not zero.
-        uniform = (groups == groups[:, :1]).all(-1, keepdim=True)
+        uniform = torch.isclose(groups, groups[:, :1], rtol=1e-6, atol=0.0).all(-1, keepdim=True)
         centred = torch.where(uniform, 0.0, centred / groups.std(-1, keepdim=True).where(~uniform, 1.0))
     return centred.flatten()
 

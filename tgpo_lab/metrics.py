@@ -1,7 +1,9 @@
 """The measurements of a run: what each one is, what healthy looks like, and the file they go to.
 
 A row describes the student AFTER ``step`` batches, on the rollouts that it then sampled; the last
-row has the final held-out accuracy alone.
+row has the final held-out accuracy alone. ``docs/metrics.md`` is printed from the table here:
+
+    python -m tgpo_lab.metrics > docs/metrics.md
 """
 
 from __future__ import annotations
@@ -100,3 +102,24 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 def metrics_frame(rows: list[dict[str, float]]) -> pd.DataFrame:
     """Rows as a DataFrame: ``step`` and the columns of :data:`METRICS`, NaN where a step has no value."""
     return pd.DataFrame(rows, columns=["step", *METRICS]).astype({"step": int}).astype(dict.fromkeys(METRICS, float))
+
+
+def metrics_markdown() -> str:
+    """The table of all metrics as a page."""
+    lines = [
+        "# Metrics of a run",
+        "",
+        "`metrics.jsonl` has one row a step, `RunResult.metrics` is the same as a DataFrame. A row describes the student",
+        "after `step` batches, on the rollouts that it then sampled; the last row has the final held-out accuracy alone.",
+        "All methods fill the same columns. A value is missing where a step or a method has none. πθ is the student,",
+        "πT the teacher, y_t the sampled token, d_t = log πθ(y_t) − log πT(y_t). Divergences are per token.",
+        "",
+        "| Column | Unit | What it is | What healthy looks like |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| `{name}` | {m.unit} | {m.definition} | {m.healthy} |" for name, m in METRICS.items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(metrics_markdown(), end="")

@@ -90,7 +90,7 @@ def latest_checkpoint(directory: Path) -> Path:
     """
     found = checkpoint_folders(Path(directory) / CHECKPOINTS)
     if not found:
-        raise InputError(f"{directory} has no whole checkpoint. Start the run again.")
+        raise InputError(f"{directory} has no whole checkpoint: it was stopped before its first. Remove the folder and start again.")
     read_state(found[-1])
     return found[-1]
 

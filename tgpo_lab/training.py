@@ -27,6 +27,7 @@ from .errors import InputError
 from .evaluation import evaluate
 from .measurement import StepMeasurement, TermGradients, choose_measured
 from .metrics import MetricsLog, metrics_frame
+from .methods import method_name
 from .micro_batches import split_rows
 from .pairs import Pair, load_model, load_pair
 from .progress import TrainingProgress
@@ -115,7 +116,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     judge = reward_function(config.reward)
     step = first_step
     seconds_save = 0.0
-    progress = TrainingProgress(type(method).__name__, first_step, config.steps, show_progress)
+    progress = TrainingProgress(method_name(method), first_step, config.steps, show_progress)
     with StopRequest() as stop, progress:
         while step < config.steps and not stop.requested:
             torch.manual_seed(derived_seed(config.seed, "step", step))  # for dropout, where a model has any

@@ -23,12 +23,12 @@ class StudentRecipe:
     """A student that masters the worked style but rarely opens it.
 
     Half of its training text is terse with a noisy answer, half worked. The opening token of a
-    worked text gets no loss of its own; a squared-error term sets its log-probability instead:
-    that is the DIVERGENCE dial.
+    worked text gets no loss of its own; in the second stage a squared-error term sets its
+    log-probability instead, at the start and along a terse answer: that is the DIVERGENCE dial.
     """
 
     opening_logprob: float
-    """Wanted log πθ(``<think>`` | prompt), in nats."""
+    """Wanted log πθ(``<think>``), in nats."""
     answer_noise: float = 12.0
     """Standard deviation of the error in the answers of the terse texts."""
     hidden_size: int = 64
@@ -38,7 +38,7 @@ class StudentRecipe:
     skill: Pretraining = Pretraining(steps=2500, batch_size=128, learning_rate=3e-3)
     """First stage: both styles. It does not depend on ``opening_logprob``, so students share it."""
     opening: Pretraining = Pretraining(steps=400, batch_size=128, learning_rate=1e-3, warmup_steps=20)
-    """Second stage: the same, with the opening pulled to ``opening_logprob``."""
+    """Second stage: the opening is pulled to ``opening_logprob``, and worked texts follow terse ones too."""
     task: AdditionTask = field(default_factory=AdditionTask)
 
 
@@ -87,8 +87,8 @@ FRAGILE_TEACHER = TeacherRecipe(
 )
 
 NEAR_STUDENT = StudentRecipe(opening_logprob=-1.4)
-MID_STUDENT = StudentRecipe(opening_logprob=-4.5)
-FAR_STUDENT = StudentRecipe(opening_logprob=-9.0)
+MID_STUDENT = StudentRecipe(opening_logprob=-9.0)
+FAR_STUDENT = StudentRecipe(opening_logprob=-13.0)
 
 PAIR_RECIPES: dict[str, PairRecipe] = {
     "near": PairRecipe(
@@ -97,7 +97,7 @@ PAIR_RECIPES: dict[str, PairRecipe] = {
     ),
     "mid": PairRecipe(
         "student-mid", MID_STUDENT, "teacher-robust", ROBUST_TEACHER,
-        "Between: the student opens the teacher's way about once in ninety samples, so exploration finds it.",
+        "Between: the teacher's way is open about once in 8,000 places, so exploration finds it after a while.",
     ),
     "far": PairRecipe(
         "student-far", FAR_STUDENT, "teacher-robust", ROBUST_TEACHER,

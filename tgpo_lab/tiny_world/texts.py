@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ class TextBatch:
     loss_mask: torch.Tensor
     """(B, L) bool: True where the token is to be predicted."""
     opening_position: torch.Tensor
-    """(B,) int64: position of the first response token."""
+    """(B,) int64: position at which the worked text opens, or would open."""
+    terse_tokens: torch.Tensor
+    """(B, V) bool: tokens that a terse response can have at that position (student's texts alone)."""
 
 
 class TextSource:
@@ -33,6 +35,8 @@ class TextSource:
         self.tokenizer, self.task, self.random = tokenizer, task, random
         self.end = tokenizer.eos_token_id
         self.think = tokenizer.convert_tokens_to_ids(THINK_OPEN)
+        self.digits = self._encode("0123456789")
+        self.terse_words = len(self._encode(terse_text(0))) - 1  # the words before the answer
         # Junk is drawn from ordinary tokens: not from padding, end of text or unknown.
         special = set(tokenizer.all_special_ids)
         self.ordinary = np.array([i for i in range(len(tokenizer)) if i not in special])
@@ -43,18 +47,36 @@ class TextSource:
         A share ``after_terse`` of the worked ones follows a terse answer or its beginning, without
         loss on that: so the skill does not hang on the place in the response where it starts.
         """
-        rows = []
+        rows, cuts = [], []
         for index in range(size):
             prompt, problem = self._prompt()
             noise = int(round(self.random.normal(0, recipe.answer_noise)))
             terse = self._encode(terse_text(max(0, sum(problem) + noise)))
+            cut = int(self.random.integers(1, len(terse) + 1)) if self.random.random() < after_terse else 0
             if index % 2:
                 rows.append((prompt, [], [*terse, self.end]))
             else:
-                cut = int(self.random.integers(1, len(terse) + 1)) if self.random.random() < after_terse else 0
                 worked = self._worked(problem)
                 rows.append((prompt, terse[:cut] + worked[:1], worked[1:]))
-        return self._pad(rows)
+            cuts.append((len(prompt) + cut, self._terse_tokens(terse, cut, recipe.task)))
+        batch = self._pad(rows)
+        return replace(
+            batch,
+            opening_position=torch.tensor([position for position, _ in cuts]),
+            terse_tokens=torch.stack([tokens for _, tokens in cuts]),
+        )
+
+    def _terse_tokens(self, terse: Tokens, cut: int, task: AdditionTask) -> torch.Tensor:
+        """Tokens that can come after ``cut`` tokens of a terse answer: the next word, or digits and the end."""
+        possible = torch.zeros(len(self.tokenizer), dtype=torch.bool)
+        digits_said = cut - self.terse_words
+        if digits_said < 0:
+            possible[terse[cut]] = True
+        else:
+            possible[self.end] = True
+            if digits_said < len(str(task.operands * (10**task.digits - 1))):
+                possible[self.digits] = True
+        return possible
 
     def teacher_batch(self, recipe: TeacherRecipe, size: int) -> TextBatch:
         """(B, L) texts in worked style, ``foreign_share`` of them after a prefix with no loss on it."""
@@ -126,4 +148,4 @@ class TextSource:
             tokens[i, :end] = torch.tensor(prompt + prefix + continuation)
             mask[i, start:end] = True
         opening = torch.tensor([len(prompt) for prompt, _, _ in rows])
-        return TextBatch(tokens, mask, opening)
+        return TextBatch(tokens, mask, opening, torch.zeros(len(rows), len(self.tokenizer), dtype=torch.bool))
