@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
-from programs import DISTILLATION, GRPO, LOOP, LOOP_MEASURING, ROOT
+from programs import DISTILLATION, GRPO, LOOP, LOOP_MEASURING
 
 from tgpo_lab.benchmark import CASES, write_random_pair
 from tgpo_lab.config import TrainConfig

@@ -208,6 +208,7 @@ def test_a_process_killed_half_way_leaves_the_checkpoint_before(random_pair, tmp
 
     child = os.fork()
     if child == 0:  # dies in the middle of the second checkpoint, without a chance to tidy up
+
         def die(*_) -> None:
             os._exit(9)
 

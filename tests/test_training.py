@@ -165,7 +165,9 @@ def test_all_methods_see_the_same_prompts_and_the_same_first_samples(tiny_config
 
 
 def test_a_teacher_that_is_the_student_gives_no_reverse_kl_and_no_gradient(tiny_config, random_pair):
-    config = tiny_config(method=make_method("exact-rkl"), teacher=str(random_pair.student), steps=1, measured_positions=0)
+    config = tiny_config(
+        method=make_method("exact-rkl"), teacher=str(random_pair.student), steps=1, measured_positions=0
+    )
     row = run(config).metrics.iloc[0]
     for column in ("reverse_kl", "forward_kl", "kl_sampled", "rejected", "loss_teacher"):
         assert row[column] == pytest.approx(0.0, abs=1e-6), column
@@ -178,9 +180,7 @@ def test_with_several_updates_the_first_ratio_is_one_and_later_ones_are_clipped(
     once = run(tiny_config(method=method, output=str(tmp_path / "once"), steps=1))
     assert once.metrics["clip_fraction"].iloc[0] == 0.0
     many = run(
-        tiny_config(
-            method=method, output=str(tmp_path / "many"), steps=1, mini_batches=2, passes=4, learning_rate=3e-2
-        )
+        tiny_config(method=method, output=str(tmp_path / "many"), steps=1, mini_batches=2, passes=4, learning_rate=3e-2)
     )
     assert many.metrics["clip_fraction"].iloc[0] > 0.2
     # The measurements are those before the first update, so they do not change.
@@ -236,7 +236,9 @@ def test_a_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(tiny_co
     assert whole.wait(300) == 0, whole.stderr.read().decode()
     killed = tmp_path / "killed"
     for rows in (2, 5):  # killed before the first later checkpoint, then again between two
-        arguments = ["--quiet", "--resume", str(killed)] if killed.exists() else [*flags(config), "--output", str(killed)]
+        arguments = (
+            ["--quiet", "--resume", str(killed)] if killed.exists() else [*flags(config), "--output", str(killed)]
+        )
         process = start(arguments)
         wait_for_rows(killed, rows, process)
         process.send_signal(signal.SIGKILL)
@@ -249,7 +251,9 @@ def test_a_run_killed_and_resumed_ends_with_the_same_weights_bit_for_bit(tiny_co
     assert resumed.wait(300) == 0, resumed.stderr.read().decode()
 
     assert largest_difference(tmp_path / "whole", killed) == 0.0
-    optimizers = [load_file(latest_checkpoint(tmp_path / name) / "optimizer.safetensors") for name in ("whole", "killed")]
+    optimizers = [
+        load_file(latest_checkpoint(tmp_path / name) / "optimizer.safetensors") for name in ("whole", "killed")
+    ]
     assert all(torch.equal(optimizers[0][key], optimizers[1][key]) for key in optimizers[0])
     rows = [
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

@@ -57,7 +57,6 @@ class Batch:
         chosen[rows] = True
         return replace(self, rollouts=replace(self.rollouts, mask=self.rollouts.mask & chosen.unsqueeze(-1)))
 
-
     def with_behaviour(self, logprobs: Tensor) -> Batch:
         """The same with log π_old (B, T), for more than one update."""
         return replace(self, behaviour_logprobs=logprobs)

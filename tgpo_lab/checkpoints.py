@@ -59,7 +59,8 @@ def save_checkpoint(
 
 def checkpoint_folders(folder: Path) -> list[Path]:
     """Whole checkpoints under ``folder``, oldest first. Half-written ones have another name."""
-    return sorted(p for p in folder.glob(f"{PREFIX}*") if (p / STATE_FILE).exists())
+    found = (p for p in folder.glob(f"{PREFIX}*") if (p / STATE_FILE).exists())
+    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
 
 
 def read_state(checkpoint: Path) -> CheckpointState:
@@ -70,9 +71,13 @@ def read_state(checkpoint: Path) -> CheckpointState:
     """
     try:
         values = json.loads((checkpoint / STATE_FILE).read_text())
-        sizes, state = values["file_sizes"], CheckpointState(values["step"], values["schedule"])
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{checkpoint} is not a whole checkpoint ({STATE_FILE}: {error}). Use an earlier one.") from error
+        sizes, state = dict(values["file_sizes"]), CheckpointState(int(values["step"]), dict(values["schedule"]))
+        if not sizes:
+            raise KeyError("file_sizes")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{checkpoint} is not a whole checkpoint ({STATE_FILE}: {error}). Use an earlier one."
+        ) from error
     for name, size in sizes.items():
         file = checkpoint / name
         found = file.stat().st_size if file.exists() else None
@@ -91,6 +96,11 @@ def load_optimizer(checkpoint: Path, student: PreTrainedModel, optimizer: torch.
     file = checkpoint / OPTIMIZER_FILE
     try:
         tensors = load_file(file)
+        shapes = {name: parameter.shape for name, parameter in student.named_parameters()}
+        for key, tensor in tensors.items():
+            name = key.split("|", 1)[1]
+            if name not in shapes or (tensor.ndim and tensor.shape != shapes[name]):
+                raise InputError(f"{file} belongs to another model: {key} does not fit. Remove the checkpoint.")
         for name, parameter in student.named_parameters():
             keys = [key for key in tensors if key.split("|", 1)[1] == name]
             if keys:

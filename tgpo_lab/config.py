@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
@@ -86,7 +87,7 @@ class TrainConfig:
 
     # Output
     output: str = "runs/train"
-    """Folder of the run."""
+    """Folder of the run; on the command line, left out, runs/METHOD-STUDENT."""
     checkpoint_every: int = 20
     """Steps between checkpoints; one is always written at the start and at the end."""
     keep_checkpoints: int = 2
@@ -95,6 +96,12 @@ class TrainConfig:
     """Decides prompts, samples and every other random choice."""
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            if item.type == "float" and not math.isfinite(getattr(self, item.name)):
+                raise InputError(f"{item.name} must be a finite number, but is {getattr(self, item.name)}.")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"{name} must be in [0, 1), but is {getattr(self, name)}.")
         for name in ("steps", "prompts_per_step", "group_size", "max_new_tokens", "mini_batches", "passes",
                      "micro_batch_tokens", "evaluation_prompts", "checkpoint_every"):  # fmt: skip
             if getattr(self, name) < 1:
@@ -151,7 +158,8 @@ class TrainConfig:
         """Plain values, for JSON; :meth:`from_dict` takes them back."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         options = {
-            f.name: str(v) if isinstance(v := getattr(self.method, f.name), Schedule) else v for f in fields(self.method)
+            f.name: str(v) if isinstance(v := getattr(self.method, f.name), Schedule) else v
+            for f in fields(self.method)
         }
         values["method"] = {"class": type(self.method).__name__, **options}
         return values

@@ -15,11 +15,15 @@ from .errors import InputError
 def write_text(path: Path, text: str) -> None:
     """Write a text file; a reader sees the old one or the new one, never a part."""
     beside = path.with_name(f".{path.name}.writing")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    try:
+        with beside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, value: object) -> None:
@@ -36,7 +40,11 @@ def written_folder(path: Path) -> Iterator[Path]:
     beside = path.with_name(f".{path.name}.writing")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    yield beside
+    try:
+        yield beside
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
     for file in beside.rglob("*"):
         if file.is_file():
             with file.open("rb") as handle:
@@ -44,6 +52,19 @@ def written_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         shutil.rmtree(path)
     os.replace(beside, path)
+
+
+def require_name(path: Path) -> Path:
+    """Refuse a path that the file system cannot hold at all, such as one of 300 characters.
+
+    Raises:
+        InputError: it cannot.
+    """
+    try:
+        path.exists()
+    except OSError as error:
+        raise InputError(f"{path} is no possible path ({error.strerror}). Give another.") from error
+    return path
 
 
 def require_writable_folder(path: Path) -> Path:
@@ -58,5 +79,7 @@ def require_writable_folder(path: Path) -> Path:
         probe.write_text("")
         probe.unlink()
     except OSError as error:
-        raise InputError(f"Cannot write to the folder {path} ({error.strerror}). Give another output folder.") from error
+        raise InputError(
+            f"Cannot write to the folder {path} ({error.strerror}). Give another output folder."
+        ) from error
     return path

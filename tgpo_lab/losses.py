@@ -77,9 +77,7 @@ def forward_kl_per_token(student_logits: Tensor, teacher_logits: Tensor) -> Tens
     return (teacher.exp() * (teacher - student)).sum(-1)
 
 
-def reverse_kl(
-    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None
-) -> Tensor:
+def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:
     """Exact reverse KL per position, KL(πθ‖πT), differentiated directly (GKD with β = 1).
 
     It ignores how a token changes the states that come after it: the gradient is that of the
@@ -89,9 +87,7 @@ def reverse_kl(
     return masked_sum(reverse_kl_per_token(student, teacher), mask, normalizer)
 
 
-def forward_kl(
-    student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None
-) -> Tensor:
+def forward_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:
     """Exact forward KL per position, KL(πT‖πθ), on the prefixes given (GKD with β = 0)."""
     student, teacher = _visible(student_logits, mask), _visible(teacher_logits, mask)
     return masked_sum(forward_kl_per_token(student, teacher), mask, normalizer)
@@ -163,7 +159,9 @@ def group_advantages(rewards: Tensor, group_size: int, normalize_std: bool = Tru
         ValueError: B is not a multiple of the group size, or the group size is below 2.
     """
     if group_size < 2:
-        raise ValueError(f"Group advantages compare samples of one prompt: group_size must be ≥ 2, but is {group_size}.")
+        raise ValueError(
+            f"Group advantages compare samples of one prompt: group_size must be ≥ 2, but is {group_size}."
+        )
     if rewards.ndim != 1 or rewards.numel() % group_size:
         raise ValueError(f"rewards of shape {tuple(rewards.shape)} cannot be split into groups of {group_size}.")
     groups = rewards.to(torch.get_default_dtype() if not rewards.is_floating_point() else rewards.dtype)
@@ -224,9 +222,7 @@ def top_k_guidance_loss(
     return masked_sum(-(weights * student).sum(-1), mask, normalizer)
 
 
-def kdrl_loss(
-    logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, normalizer: float | None = None
-) -> Tensor:
+def kdrl_loss(logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:
     """Distillation term of KDRL: ½(log πθ(y_t) − log πT(y_t))², the k2 estimator, differentiated directly.
 
     Its expected gradient over y_t ~ πθ is that of the reverse KL. (Two public implementations

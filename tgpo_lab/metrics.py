@@ -92,10 +92,15 @@ def read_rows(path: Path) -> list[dict[str, float]]:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+            if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+                raise ValueError("no JSON object with a step")
+            rows.append(row)
+        except ValueError as error:
             if number < len(lines):
-                raise InputError(f"{path}, line {number} is broken ({error}). Restore the file or remove the line.") from error
+                raise InputError(
+                    f"{path}, line {number} is broken ({error}). Restore the file or remove the line."
+                ) from error
     return rows
 
 

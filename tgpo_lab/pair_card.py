@@ -179,8 +179,8 @@ def _continue(
     scores = []
     for row, (prefix, answer) in enumerate(zip(prefixes, answers, strict=True)):
         tokens = prefix + rollouts.responses[row][rollouts.mask[row]].tolist()
-        text = pair.tokenizer.decode(tokens, skip_special_tokens=True)
-        scores.append(judge(text, answer) if bool(rollouts.finished[row]) else 0.0)
+        finished = bool(rollouts.finished[row])
+        scores.append(judge(pair.tokenizer.decode(tokens[:-1]), answer) if finished else 0.0)
     return torch.tensor(scores)
 
 
@@ -211,9 +211,15 @@ def _divergence(pair: Pair, rollouts: Rollouts, threshold: float) -> dict[str, f
 def card_markdown(card: PairCard, summary: str = "") -> str:
     """The card as Markdown, for a README and the terminal."""
     rows = [
-        ("Accuracy of the student, greedy / sampled", f"{card.student_accuracy:.3f} / {card.student_accuracy_sampled:.3f}"),
+        (
+            "Accuracy of the student, greedy / sampled",
+            f"{card.student_accuracy:.3f} / {card.student_accuracy_sampled:.3f}",
+        ),
         ("Accuracy of the teacher, greedy", f"{card.teacher_accuracy:.3f}"),
-        (f"Log-probability of the teacher's opening `{card.opening}` under the student", f"{card.opening_logprob:.2f} nats"),
+        (
+            f"Log-probability of the teacher's opening `{card.opening}` under the student",
+            f"{card.opening_logprob:.2f} nats",
+        ),
         ("Accuracy of the student after that opening is forced", f"{card.forced_opening_accuracy:.3f}"),
         ("KL(student‖teacher) on student rollouts", f"{card.reverse_kl:.2f} nats per token"),
         ("KL(teacher‖student) on student rollouts", f"{card.forward_kl:.2f} nats per token"),

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
+from .files import require_name
 from .policy import check_projection
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -120,9 +121,13 @@ def load_model(path: str | Path, dtype: torch.dtype, device: str | torch.device)
     """
     transformers_logging.disable_progress_bar()  # downloads keep theirs
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False
+        model, info = AutoModelForCausalLM.from_pretrained(
+            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
+        if info["missing_keys"]:
+            raise InputError(
+                f"The weights in {path} lack {sorted(info['missing_keys'])[0]}. Copy the checkpoint again."
+            )
     except SafetensorError as error:
         raise InputError(
             f"The weights in {path} are damaged or cut short ({error}). Copy or train the checkpoint again."
@@ -139,6 +144,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         InputError: nothing there, or not a tokenizer.
     """
     try:
+        require_name(Path(path))
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(_cannot_load("tokenizer", path, error)) from error
@@ -146,7 +152,11 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0][:200]
-    if not Path(path).exists():
+    try:
+        there = Path(path).exists()
+    except OSError:
+        there = False
+    if not there:
         return (
             f"No {what} at {path}: it is neither an existing folder nor a name that could be loaded from the hub "
             f"(shipped pairs: {', '.join(shipped_pairs())}). Check the path, the name and the network."

@@ -8,6 +8,7 @@ from pathlib import Path
 from datasets import Dataset, DatasetDict, load_dataset
 
 from .errors import InputError
+from .files import require_name
 
 SPLITS = ("train", "validation", "test")
 
@@ -29,8 +30,9 @@ def load_prompts(source: str | Path, prompt_column: str = "prompt", answer_colum
     """
     path = Path(source)
     columns = (prompt_column, answer_column)
+    require_name(path)
     if path.is_dir():
-        files = {split: path / f"{split}.jsonl" for split in SPLITS if (path / f"{split}.jsonl").exists()}
+        files = {split: path / f"{split}.jsonl" for split in SPLITS if (path / f"{split}.jsonl").is_file()}
         if "train" not in files:
             raise InputError(f"{path} has no train.jsonl. Put one JSON object a line there, with {columns}.")
         splits = DatasetDict({split: _read_jsonl(file, columns) for split, file in files.items()})
@@ -46,12 +48,14 @@ def load_prompts(source: str | Path, prompt_column: str = "prompt", answer_colum
 
 def _read_jsonl(file: Path, columns: tuple[str, str]) -> Dataset:
     rows = []
-    with file.open(encoding="utf-8") as lines:
+    number = 1
+    with file.open("rb") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    rows.append(_check_row(json.loads(line), columns, f"{file}, line {number}"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+                    rows.append(_check_row(json.loads(line.decode("utf-8")), columns, f"{file}, line {number}"))
+                    rows[-1]["prompt"].encode(), rows[-1]["answer"].encode()
+        except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{file}, line {number}: not a JSON object ({error}). Expected one like "
                 f'{{"{columns[0]}": "47+85=", "{columns[1]}": "132"}} on each line.'
@@ -82,7 +86,9 @@ def _from_hub(name: str, columns: tuple[str, str]) -> DatasetDict:
         ) from error
     return DatasetDict(
         {
-            split: Dataset.from_list([_check_row(row, columns, f"{name}, {split}, row {i}") for i, row in enumerate(rows)])
+            split: Dataset.from_list(
+                [_check_row(row, columns, f"{name}, {split}, row {i}") for i, row in enumerate(rows)]
+            )
             for split, rows in loaded.items()
         }
     )

@@ -67,9 +67,11 @@ class Rollouts:
         return tokens.to(device), prompt_lengths.to(device)
 
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Decoded responses without special tokens."""
+        """Decoded responses without the token that ended them; any other special token stays visible."""
         kept = [row[mask].tolist() for row, mask in zip(self.responses.cpu(), self.mask.cpu(), strict=True)]
-        return tokenizer.batch_decode(kept, skip_special_tokens=True)
+        # Were special tokens skipped, "#1<unk>2" would read as the answer 12.
+        kept = [ids[:-1] if done else ids for ids, done in zip(kept, self.finished.tolist(), strict=True)]
+        return tokenizer.batch_decode(kept)
 
 
 def join_rollouts(parts: list[Rollouts]) -> Rollouts:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from .checkpoints import checkpoint_folders, read_state
 from .config import TrainConfig
 from .errors import InputError
-from .files import require_writable_folder, write_json
+from .files import require_name, require_writable_folder, write_json
 from .metrics import metrics_frame, read_rows
 from .pairs import load_model
 from .provenance import provenance
@@ -44,6 +44,7 @@ def start_run(config: TrainConfig) -> Path:
         InputError: the folder cannot be written, or holds a run already.
     """
     directory = Path(config.output)
+    require_name(directory)
     if (directory / CONFIG_FILE).exists():
         raise InputError(
             f"{directory} already holds a run. Give another output folder, remove it, or go on with it: "
@@ -63,8 +64,10 @@ def read_config(directory: Path) -> TrainConfig:
     file = Path(directory) / CONFIG_FILE
     try:
         return TrainConfig.from_dict(json.loads(file.read_text())["config"])
-    except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(f"{directory} holds no run ({file.name}: {error}). Give the output folder of a run.") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{directory} holds no run ({file.name}: {error}). Give the output folder of a run."
+        ) from error
 
 
 def check_resumable(config: TrainConfig, directory: Path) -> None:
@@ -90,7 +93,9 @@ def latest_checkpoint(directory: Path) -> Path:
     """
     found = checkpoint_folders(Path(directory) / CHECKPOINTS)
     if not found:
-        raise InputError(f"{directory} has no whole checkpoint: it was stopped before its first. Remove the folder and start again.")
+        raise InputError(
+            f"{directory} has no whole checkpoint: it was stopped before its first. Remove the folder and start again."
+        )
     read_state(found[-1])
     return found[-1]
 

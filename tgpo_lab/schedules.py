@@ -57,7 +57,6 @@ class Constant(Schedule):
         return self.value
 
 
-
 @dataclass
 class LinearDecay(Schedule):
     """max(initial − rate·step, floor). The paper's: ``LinearDecay(2e-3, 1e-5)``, zero from step 200 on."""

@@ -35,7 +35,6 @@ class TeacherAnswers:
     hidden_index: Tensor | None = None
     """(B, T) int64, row of ``hidden`` for each position, −1 where none was kept."""
 
-
     def padded_to(self, shape: torch.Size) -> TeacherAnswers:
         """The same with zeros (−1 in ``hidden_index``) for rows and positions that were not asked about."""
         padded = {}

@@ -26,8 +26,8 @@ from .config import TrainConfig
 from .errors import InputError
 from .evaluation import evaluate
 from .measurement import StepMeasurement, TermGradients, choose_measured
-from .metrics import MetricsLog, metrics_frame
 from .methods import method_name
+from .metrics import MetricsLog, metrics_frame
 from .micro_batches import split_rows
 from .pairs import Pair, load_model, load_pair
 from .progress import TrainingProgress
@@ -65,9 +65,11 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
 
     # ── Pair, prompts, optimiser ─────────────────────────────────────────────────────────────────
-    pair = load_pair(
-        config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device
-    )
+    pair = load_pair(config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device)
+    if config.method.top_k > pair.vocabulary_size:
+        raise InputError(
+            f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
+        )
     training_prompts, held_out = _prompts(config, pair)
     directory = Path(config.output)
     first_step = 0
@@ -155,7 +157,9 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 micro_batch_tokens=config.micro_batch_tokens,
                 keep_distribution=student_rollouts.mask if method.needs_distribution else measured,
                 top_k=method.top_k,
-                sampling_generator=generator_for(config.seed, "teacher", step) if method.samples_teacher_tokens else None,
+                sampling_generator=generator_for(config.seed, "teacher", step)
+                if method.samples_teacher_tokens
+                else None,
             )
             batch = Batch(
                 rollouts=rollouts,

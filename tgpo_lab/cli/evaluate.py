@@ -59,7 +59,7 @@ def evaluate_command(arguments: list[str]) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, but is {value}.")
-    if options.temperature < 0:
+    if not 0 <= options.temperature < float("inf"):
         raise InputError(f"temperature must be 0 or more, but is {options.temperature}.")
     pair, model = _pair_and_model(options)
     if options.dataset is None:
@@ -93,6 +93,8 @@ def evaluate_command(arguments: list[str]) -> int:
 
 
 def _pair_and_model(options: EvaluateOptions):
+    if options.run is not None and options.model == "teacher":
+        raise InputError("--run evaluates the run's student; leave --model teacher out.")
     if options.run is None:
         pair = load_pair(options.student, options.teacher)
         return pair, pair.student if options.model == "student" else pair.teacher

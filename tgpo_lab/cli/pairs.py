@@ -7,11 +7,14 @@ from pathlib import Path
 
 import tyro
 
+from ..errors import InputError
+from ..evaluation import pair_prompts
 from ..files import require_writable_folder, write_json, write_text
 from ..pair_card import card_markdown, measure_pair
 from ..pairs import DATA, load_pair, shipped_pairs
 from ..prompts import load_prompts
 from ..provenance import provenance
+from ..rewards import reward_function
 
 
 def pairs_command(arguments: list[str]) -> int:
@@ -49,11 +52,17 @@ def measure(
         seed: Decides the samples.
         output: Folder to write card.json and README.md to.
     """
-    if output is not None:
-        require_writable_folder(output)
+    for name, value in (("count", count), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise InputError(f"{name} must be 1 or more, but is {value}.")
+    reward_function(reward)
     pair = load_pair(student, teacher)
     splits = load_prompts(dataset) if dataset is not None else None
     prompts = splits["test" if "test" in splits else "train"] if splits is not None else None
+    if prompts is None:
+        pair_prompts(pair, "test")
+    if output is not None:
+        require_writable_folder(output)
     card = measure_pair(pair, prompts, count=count, max_new_tokens=max_new_tokens, reward=reward, seed=seed)
     summary = ""
     if teacher is None:
@@ -78,6 +87,8 @@ def build(name: tyro.conf.Positional[str], output: Path = Path("runs/pairs"), th
 
     from ..tiny_world.building import build_pair
 
+    if threads < 1:
+        raise InputError(f"threads must be 1 or more, but is {threads}.")
     torch.set_num_threads(threads)
     folder = build_pair(name, output)
     entry = json.loads((folder / "pair.json").read_text())

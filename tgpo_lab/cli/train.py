@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
@@ -52,15 +50,19 @@ def parse_training(arguments: list[str]) -> tuple[Choice, TrainConfig]:
     """
     choice, rest = tyro.cli(Choice, args=arguments, return_unknown_args=True, add_help=False, prog="tgpo-lab train")
     if choice.resume is not None:
+        for name, value in (("method", choice.method), ("preset", choice.preset)):
+            if any(a.split("=")[0] == f"--{name}" for a in arguments):
+                raise InputError(f"--resume goes on with the run's own settings; leave --{name} {value} out.")
         default = read_config(choice.resume).with_changes(output=str(choice.resume))
     else:
         default = TrainConfig.preset(choice.preset, choice.method)
-        if "--output" not in rest and not any(a.startswith("--output=") for a in rest):
-            default = default.with_changes(output=f"runs/{choice.method}-{Path(default.student).name}")
+        default = default.with_changes(output="")
     with schedule_flags():
         config = tyro.cli(
             type(default), default=default, args=rest, prog="tgpo-lab train", description=_description(choice)
         )
+    if not config.output:
+        config = config.with_changes(output=f"runs/{choice.method}-{Path(config.student).name}")
     return choice, config
 
 

@@ -85,7 +85,9 @@ _ENTRIES: dict[str, Entry] = {}
 _ALIASES: dict[str, str] = {}
 
 
-def register(name: str, method: Method, summary: str, *, tiny: dict[str, object] | None = None, alias: str = "") -> None:
+def register(
+    name: str, method: Method, summary: str, *, tiny: dict[str, object] | None = None, alias: str = ""
+) -> None:
     """Put a method into the table. ``tiny`` are the options that differ in the tiny world, where rewards
     come within 100 steps and learning rates are 300 times the paper's."""
     _ENTRIES[name] = Entry(name, method, summary, tiny or {})

@@ -143,7 +143,9 @@ register(
 )
 register("exact-rkl", ExactReverseKL(), "Reverse KL over the whole vocabulary at every position.")
 register("gkd", GeneralizedKnowledgeDistillation(), "GKD: generalised Jensen–Shannon divergence, β = 0.5.", alias="jsd")
-register("forward-kl", GeneralizedKnowledgeDistillation(beta=0.0), "GKD with β = 0: forward KL on the student's prefixes.")
+register(
+    "forward-kl", GeneralizedKnowledgeDistillation(beta=0.0), "GKD with β = 0: forward KL on the student's prefixes."
+)
 _KDRL_TINY: dict[str, object] = {"weight": LinearDecay(0.05, 5e-4, floor=0.01)}
 register("kdrl", KDRL(), "GRPO with an annealed k2 reverse-KL term on all tokens.", tiny=_KDRL_TINY)
 register(

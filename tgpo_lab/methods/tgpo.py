@@ -111,7 +111,9 @@ def _same_amount(mask: torch.Tensor, count: int, generator: torch.Generator) -> 
 
 
 _TINY: dict[str, object] = {"weight": LinearDecay(0.02, 2e-4)}
-register("tgpo", TGPO(), "GRPO plus annealed cross-entropy on the teacher's token at the student's prefixes.", tiny=_TINY)
+register(
+    "tgpo", TGPO(), "GRPO plus annealed cross-entropy on the teacher's token at the student's prefixes.", tiny=_TINY
+)
 register(
     "tgpo-constant",
     TGPO(weight=Constant(2e-3)),

@@ -1,11 +1,12 @@
 """Building a pair from its recipe: prompts, tokenizer, student and teacher, as files.
 
-    python -m tgpo_lab pairs build far --output runs/pairs
+python -m tgpo_lab pairs build far --output runs/pairs
 """
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..errors import InputError
 from ..files import require_writable_folder, write_json, write_text, written_folder
 from ..pairs import DATA
 from ..provenance import provenance
-from .arithmetic import AdditionTask, prompt_text
+from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text
 from .pretraining import build_student_skill, build_teacher, set_student_opening
 from .recipes import PAIR_RECIPES, PairRecipe
 from .tokenizer import build_tokenizer
@@ -68,10 +69,18 @@ def build_from_recipe(name: str, recipe: PairRecipe, output: Path) -> Path:
 
 def write_prompts(task: AdditionTask, folder: Path, seed: int = 0) -> None:
     """Write train, validation and test prompts; no sum stands in two of them, in any order of operands."""
+    distinct = math.comb(9 * 10 ** (task.digits - 1) + task.operands - 1, task.operands)
+    if 0.8 * SPLIT_SHARES["train"] * distinct < PROMPT_COUNTS["train"]:
+        raise InputError(
+            f"A task of {task.operands} operands with {task.digits} digits has only {distinct} different sums, too few "
+            f"for {sum(PROMPT_COUNTS.values())} prompts in three splits. Take more operands or digits."
+        )
     with written_folder(folder) as writing:
         for number, (split, count) in enumerate(PROMPT_COUNTS.items()):
             stream = task.distinct(np.random.default_rng([seed, number]), split)
-            rows = [{"prompt": prompt_text(p), "answer": str(sum(p))} for p, _ in zip(stream, range(count), strict=False)]
+            rows = [
+                {"prompt": prompt_text(p), "answer": str(sum(p))} for p, _ in zip(stream, range(count), strict=False)
+            ]
             write_text(writing / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 

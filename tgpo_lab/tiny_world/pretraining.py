@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from rich.progress import track
 from transformers import (
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
     LlamaConfig,
     LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen3Config,
     Qwen3ForCausalLM,
 )

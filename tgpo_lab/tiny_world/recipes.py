@@ -82,9 +82,7 @@ class PairRecipe:
 
 
 ROBUST_TEACHER = TeacherRecipe(foreign_share=0.6)
-FRAGILE_TEACHER = TeacherRecipe(
-    foreign_share=0.0, training=Pretraining(steps=1500, batch_size=64, learning_rate=2e-3)
-)
+FRAGILE_TEACHER = TeacherRecipe(foreign_share=0.0, training=Pretraining(steps=1500, batch_size=64, learning_rate=2e-3))
 
 NEAR_STUDENT = StudentRecipe(opening_logprob=-1.4)
 MID_STUDENT = StudentRecipe(opening_logprob=-9.0)
