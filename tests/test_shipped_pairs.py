@@ -7,7 +7,6 @@ import torch
 
 import tgpo_lab
 from tgpo_lab.evaluation import pair_prompts
-from tgpo_lab.methods import make_method
 from tgpo_lab.pair_card import PairCard, card_markdown, measure_pair
 from tgpo_lab.pairs import DATA, load_pair, shipped_pairs
 from tgpo_lab.tiny_world.recipes import PAIR_RECIPES
@@ -91,7 +90,7 @@ def test_on_the_far_pair_tgpo_learns_where_reverse_kl_does_not(tmp_path):
     for name in ("tgpo", "rkl"):
         config = tgpo_lab.TrainConfig.preset(
             "tiny", name, student="far", steps=24, evaluate_every=0, gradient_terms_every=0, measured_positions=64,
-            checkpoint_every=24, output=str(tmp_path / name), method=make_method(name, tiny=True),
+            checkpoint_every=24, output=str(tmp_path / name),
         )  # fmt: skip
         final[name] = tgpo_lab.train(config, show_progress=False).metrics["accuracy"].iloc[-1]
     assert final["tgpo"] >= 0.5

@@ -94,10 +94,10 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         try:
             row = json.loads(line)
             if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-                raise ValueError("no JSON object with a step")
+                raise TypeError("no JSON object with a step")
             rows.append(row)
-        except ValueError as error:
-            if number < len(lines):
+        except (ValueError, TypeError) as error:
+            if number < len(lines) or isinstance(error, TypeError):  # a line cut short is no JSON at all
                 raise InputError(
                     f"{path}, line {number} is broken ({error}). Restore the file or remove the line."
                 ) from error

@@ -40,7 +40,6 @@ from .sampling import sample_responses
 from .stopping import NonFiniteError, StopRequest, save_failed_batch
 from .teacher import ask_teacher
 
-_PRODUCTS = {"float32": "no", "bfloat16": "bf16"}
 _TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -60,7 +59,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         InputError: something in the configuration, the pair or the folder cannot work.
         NonFiniteError: a loss or gradient became infinite or NaN; the batch is saved, no update made.
     """
-    accelerator = Accelerator(mixed_precision=_PRODUCTS[config.precision])
+    accelerator = Accelerator(mixed_precision="no")  # it is set once a process; _autocast can differ from run to run
     if accelerator.num_processes > 1:
         raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
 
@@ -82,7 +81,9 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         start_run(config)
     student, teacher = pair.student, pair.teacher
     if config.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        # The old name warns from transformers 5.23 on, the new one is missing before.
+        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, config.learning_rate, (config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
@@ -107,7 +108,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         )
 
     def held_out_accuracy() -> float:
-        with accelerator.autocast():
+        with _autocast(config, accelerator):
             return evaluate(
                 pair, prompts=held_out, max_new_tokens=config.max_new_tokens, reward=config.reward, seed=config.seed
             ).accuracy
@@ -134,7 +135,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             chosen = training_prompts[rows_of_step(config.seed, step, config.prompts_per_step, len(training_prompts))]
             prompts = pair.encode(chosen["prompt"])
             student.eval()
-            with accelerator.autocast():
+            with _autocast(config, accelerator):
                 rollouts, from_teacher = _sample(config, pair, prompts, step)
             row["seconds_sample"] = clock.lap()
 
@@ -184,7 +185,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             view = _view(accelerator, pair, config)
             updates = _mini_batches(config, len(prompts), step)
             if len(updates) > 1:
-                batch = _with_behaviour(batch, view, config.micro_batch_tokens)
+                batch = _with_behaviour(batch, view, config.micro_batch_tokens, measurement)
             sums: dict[str, float] = {}
             gradient_norm = clipped = 0.0
             for number, groups in enumerate(updates):
@@ -196,10 +197,10 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 optimizer.zero_grad(set_to_none=True)
                 for part in split_rows(rollouts.rows(rows), config.micro_batch_tokens):
                     positions = view(mini_batch, rows[part])
-                    if first_pass:
+                    if len(updates) == 1:
                         measurement.add(positions)
                     total = positions.logits.new_zeros(())
-                    with accelerator.autocast():
+                    with _autocast(config, accelerator):
                         for term in terms:
                             if term.weight == 0:
                                 continue
@@ -301,22 +302,37 @@ def _sample(config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int
     return rollouts, rows >= len(parts[0])
 
 
+def _autocast(config: TrainConfig, accelerator: Accelerator) -> torch.autocast:
+    """Context of matrix products in bfloat16, if the configuration asks for it."""
+    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+
 def _view(accelerator: Accelerator, pair: Pair, config: TrainConfig) -> Callable[[Batch, Tensor], Positions]:
     """The student's forward pass over some rows of a batch."""
 
     def view(batch: Batch, rows: Tensor) -> Positions:
-        with accelerator.autocast():
+        with _autocast(config, accelerator):
             return Positions(batch, rows, pair.student, pair.teacher, config.temperature, pair.vocabulary_size)
 
     return view
 
 
 @torch.no_grad()
-def _with_behaviour(batch: Batch, view: Callable[[Batch, Tensor], Positions], micro_batch_tokens: int) -> Batch:
-    """The batch with log π_old, computed the way the update computes log πθ: the first ratio is exactly 1."""
+def _with_behaviour(
+    batch: Batch,
+    view: Callable[[Batch, Tensor], Positions],
+    micro_batch_tokens: int,
+    measurement: StepMeasurement,
+) -> Batch:
+    """The batch with log π_old, computed the way the update computes log πθ: the first ratio is exactly 1.
+
+    With several updates this pass is the one to measure on: the later ones see a student that has moved.
+    """
     logprobs = torch.zeros(batch.rollouts.mask.shape, device=batch.rewards.device)
     for rows in split_rows(batch.rollouts, micro_batch_tokens):
-        view(batch, rows).write_logprobs(logprobs)
+        positions = view(batch, rows)
+        positions.write_logprobs(logprobs)
+        measurement.add(positions)
     return batch.with_behaviour(logprobs)
 
 

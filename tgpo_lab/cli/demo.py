@@ -14,7 +14,7 @@ def demo_command(arguments: list[str]) -> int:
     return tyro.cli(demo, args=arguments, prog="tgpo-lab demo")
 
 
-def demo(pair: str = "far", steps: int = 120, output: Path = Path("runs/demo"), seed: int = 0) -> int:
+def demo(pair: str = "far", steps: int = 60, output: Path = Path("runs/demo"), seed: int = 0) -> int:
     """Train a student with reverse-KL distillation, GRPO and TGPO: same start, same prompts, same samples, same number
     of updates. Prints one table and writes a report with figures and sample rollouts.
 
