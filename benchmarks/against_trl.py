@@ -77,7 +77,7 @@ class Worker:
     def __init__(self, name: str, case: str, folder: Path, environment: dict[str, str], micro_batch_rows: int = 0):
         self.name, self.micro_batch_rows = name, micro_batch_rows
         command = [sys.executable, str(PROGRAMS), name, case, str(folder), str(micro_batch_rows)]
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the program runs)
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
             env={**os.environ, **environment},
@@ -163,8 +163,8 @@ def table(result: dict[str, object]) -> str:
     setting = ", ".join(f"{name} {versions[name]}" for name in ("trl", "torch", "transformers"))
     note = f" {result['note']}" if result["note"] else ""
     return (
-        "\n".join(lines)
-        + f"\n\nMedian of {result['rounds']} steps (smallest–largest), {result['device']}, {result['threads']} threads, "
+        "\n".join(lines) + f"\n\nMedian of {result['rounds']} steps (smallest–largest), {result['device']}, "
+        f"{result['threads']} threads, "
         f"{setting}.{note} {CAVEAT}"
     )
 

@@ -275,5 +275,5 @@ def test_an_optimizer_file_that_does_not_belong_to_the_model(random_pair, tmp_pa
     elif damage == "missing":
         file.unlink()
     other = Learner(checkpoint)
-    with pytest.raises(InputError, match="optimizer.safetensors"):
+    with pytest.raises(InputError, match=r"optimizer.safetensors"):
         load_optimizer(checkpoint, other.student, other.optimizer)

@@ -96,7 +96,7 @@ def test_columns_can_have_other_names(tmp_path):
     write(file, {"question": "1+1=", "solution": "2", "prompt": "no", "answer": "no"})
     rows = load_prompts(file, prompt_column="question", answer_column="solution")["train"]
     assert rows.to_list() == [{"prompt": "1+1=", "answer": "2"}]
-    with pytest.raises(InputError, match="line 1.*'reply'"):
+    with pytest.raises(InputError, match=r"line 1.*'reply'"):
         load_prompts(file, prompt_column="question", answer_column="reply")
 
 
@@ -105,7 +105,7 @@ def test_the_same_prompt_twice_in_one_split_is_allowed_but_not_in_two(tmp_path):
     write(tmp_path / "test.jsonl", {"prompt": "b", "answer": "1"})
     assert len(load_prompts(tmp_path)["train"]) == 2
     write(tmp_path / "validation.jsonl", {"prompt": "b", "answer": "2"})
-    with pytest.raises(InputError, match="'b'.*validation.*test"):
+    with pytest.raises(InputError, match=r"'b'.*validation.*test"):
         load_prompts(tmp_path)
 
 

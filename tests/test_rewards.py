@@ -193,7 +193,7 @@ def test_an_exact_match_is_the_whole_response():
 def test_rewards_are_chosen_by_name():
     assert reward_function("marked_answer") is marked_answer
     assert reward_function("exact_match") is exact_match
-    with pytest.raises(InputError, match="'eval'.*exact_match, marked_answer"):
+    with pytest.raises(InputError, match=r"'eval'.*exact_match, marked_answer"):
         reward_function("eval")
 
 

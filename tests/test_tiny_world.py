@@ -204,7 +204,7 @@ def test_encoding_adds_nothing(tokenizer):
 
 def test_too_few_filler_words(tmp_path):
     (tmp_path / "words.txt").write_text("one\ntwo\n")
-    with pytest.raises(ValueError, match="words.txt has too few words"):
+    with pytest.raises(ValueError, match=r"words.txt has too few words"):
         build_tokenizer(tmp_path / "words.txt")
 
 
@@ -324,7 +324,7 @@ def test_a_teacher_goes_on_after_slips_without_loss_on_them(tokenizer):
     for prompt, prefix, continuation in parts_of(
         source(tokenizer).teacher_batch(foreign(slip_prefix=1.0), 64), tokenizer
     ):
-        worked = tokenizer.encode(worked_text(problem_of(prompt, tokenizer))) + [tokenizer.eos_token_id]
+        worked = [*tokenizer.encode(worked_text(problem_of(prompt, tokenizer))), tokenizer.eos_token_id]
         assert len(prefix) >= 2 and prefix[0] == worked[0]  # "<think>" itself is never a slip
         assert continuation == worked[len(prefix) :]
         assert len(prefix) + len(continuation) == len(worked)

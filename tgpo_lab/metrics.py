@@ -1,3 +1,4 @@
+# ruff: noqa: E501 (the table of metrics reads better with one metric a line)
 """The measurements of a run: what each one is, what healthy looks like, and the file they go to.
 
 A row describes the student AFTER ``step`` batches, on the rollouts that it then sampled; the last

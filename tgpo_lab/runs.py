@@ -80,8 +80,8 @@ def check_resumable(config: TrainConfig, directory: Path) -> None:
     for name in stored:
         if name not in CHANGEABLE_ON_RESUME and stored[name] != given[name]:
             raise InputError(
-                f"{directory} was made with {name}={stored[name]!r}, not {given[name]!r}. An exact resume needs the same "
-                f"configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change); start a new run for another."
+                f"{directory} was made with {name}={stored[name]!r}, not {given[name]!r}. An exact resume needs "
+                f"the same configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change)."
             )
 
 

@@ -17,7 +17,7 @@ class NonFiniteError(RuntimeError):
 
 
 class StopRequest:
-    """Context in which the first Ctrl-C (or SIGTERM) asks for a stop after the step; a second Ctrl-C interrupts at once."""
+    """Context in which Ctrl-C (or SIGTERM) asks for a stop after the step; a second Ctrl-C interrupts at once."""
 
     def __init__(self) -> None:
         self.requested = False

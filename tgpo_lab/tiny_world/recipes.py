@@ -53,7 +53,7 @@ class TeacherRecipe:
 
     foreign_share: float
     terse_prefix: float = 0.35
-    """Of the foreign texts: prefix of a terse answer, right or wrong; finishes it, then works it out in a ``<think>``."""
+    """Of the foreign texts: prefix of a terse answer, right or wrong; finishes it, then works it out."""
     junk_prefix: float = 0.25
     """Of the foreign texts: random tokens, or a terse answer mixed with them; then opens ``<think>``."""
     slip_prefix: float = 0.40

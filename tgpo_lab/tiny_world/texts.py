@@ -50,7 +50,7 @@ class TextSource:
         rows, cuts = [], []
         for index in range(size):
             prompt, problem = self._prompt()
-            noise = int(round(self.random.normal(0, recipe.answer_noise)))
+            noise = round(self.random.normal(0, recipe.answer_noise))
             terse = self._encode(terse_text(max(0, sum(problem) + noise)))
             cut = int(self.random.integers(1, len(terse) + 1)) if self.random.random() < after_terse else 0
             if index % 2:
@@ -94,7 +94,7 @@ class TextSource:
         return self._pad(rows)
 
     def _terse_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
-        error = 0 if self.random.random() < 0.3 else int(round(self.random.normal(0, 15)))
+        error = 0 if self.random.random() < 0.3 else round(self.random.normal(0, 15))
         said = self._encode(terse_text(max(0, sum(problem) + error)))
         right = self._encode(terse_text(sum(problem)))
         cut = int(self.random.integers(1, len(said) + 1))
@@ -130,7 +130,7 @@ class TextSource:
         return self._encode(prompt_text(problem)), problem
 
     def _worked(self, problem: tuple[int, ...]) -> Tokens:
-        return self._encode(worked_text(problem)) + [self.end]
+        return [*self._encode(worked_text(problem)), self.end]
 
     def _encode(self, text: str) -> Tokens:
         return self.tokenizer.encode(text, add_special_tokens=False)
