@@ -76,12 +76,16 @@ class Worker:
 
     def __init__(self, name: str, case: str, folder: Path, environment: dict[str, str], micro_batch_rows: int = 0):
         self.name, self.micro_batch_rows = name, micro_batch_rows
-        command = [sys.executable, str(PROGRAMS), name, case, str(folder), str(micro_batch_rows)]
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 (open as long as the program runs)
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True,
-            env={**os.environ, **environment},
-        )  # fmt: skip
+        self._errors = folder / f"{name} {micro_batch_rows}.txt"
+        with self._errors.open("w") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, str(PROGRAMS), name, case, str(folder), str(micro_batch_rows)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, **environment},
+            )
 
     def step(self) -> dict[str, float]:
         """Take one step; seconds by the clock and of processor time."""
@@ -90,8 +94,8 @@ class Worker:
         for line in self._process.stdout:
             if line.startswith("RESULT "):
                 return json.loads(line.removeprefix("RESULT "))
-        self._errors.seek(0)
-        raise RuntimeError(f"{self.name} stopped:\n{self._errors.read()[-4000:]}")
+        status = self._process.wait()
+        raise RuntimeError(f"{self.name} ended with status {status}:\n{self._errors.read_text()[-4000:]}")
 
     def stop(self) -> None:
         """End the process."""
@@ -105,23 +109,24 @@ def in_turn(workers: list[Worker], rounds: int, warmup_rounds: int) -> dict[Work
     return {worker: [steps[worker] for steps in taken[warmup_rounds:]] for worker in workers}
 
 
-def fastest(name: str, case: str, folder: Path, environment: dict[str, str], rows: int, rounds: int) -> Worker:
-    """A worker of TRL with its best micro-batch size: the whole batch, or a half, a quarter … of it."""
-    candidates = [Worker(name, case, folder, environment, rows // parts) for parts in (1, 2, 4, 8, 16)]
-    taken = in_turn(candidates, rounds, warmup_rounds=1)
-    best = min(candidates, key=lambda worker: statistics.median(step["seconds"] for step in taken[worker]))
-    for worker in candidates:
-        if worker is not best:
-            worker.stop()
-    return best
+def fastest(name: str, case: str, folder: Path, environment: dict[str, str], rows: int, rounds: int) -> int:
+    """TRL's best micro-batch size: the whole batch, or a half, a quarter … of it. Tried one after the other, as memory
+    would not hold them all."""
+    seconds = {}
+    for micro_batch_rows in (rows // parts for parts in (1, 2, 4, 8, 16)):
+        worker = Worker(name, case, folder, environment, micro_batch_rows)
+        taken = in_turn([worker], rounds, warmup_rounds=1)[worker]
+        worker.stop()
+        seconds[micro_batch_rows] = statistics.median(step["seconds"] for step in taken)
+    return min(seconds, key=seconds.__getitem__)
 
 
 def compare(case: str, allocator: str, folder: Path, options: Options) -> dict[str, object]:
     """Measure one case with one allocator."""
     settings, environment = CASES[case].settings, ALLOCATORS[allocator]
     rows = settings["prompts_per_step"] * settings["group_size"]
-    workers = [Worker(name, case, folder, environment) for name in (LOOP, LOOP_MEASURING)]
-    workers += [fastest(name, case, folder, environment, rows, options.trial_rounds) for name in (GRPO, DISTILLATION)]
+    best = {name: fastest(name, case, folder, environment, rows, options.trial_rounds) for name in (GRPO, DISTILLATION)}
+    workers = [Worker(name, case, folder, environment, best.get(name, 0)) for name in (LOOP, LOOP_MEASURING, *best)]
     taken = in_turn(workers, options.rounds, options.warmup_rounds)
     for worker in workers:
         worker.stop()

@@ -132,17 +132,16 @@ class MatrixRates:
         return max(self._known.values())
 
     def rate(self, product: Product) -> float:
-        """Operations per second: the best of several runs, at least 20 ms in all."""
+        """Operations per second: the best of several runs."""
         shape = tuple(min(side, LONGEST_TIMED) for side in (product.rows, product.inner, product.columns))
         if shape not in self._known:
             rows, inner, columns = shape
             left, right = (torch.randn(size, device=self._device) for size in ((rows, inner), (columns, inner)))
             result = torch.empty(rows, columns, device=self._device)  # fresh memory would be timed as well
-            seconds, spent = float("inf"), 0.0
-            while spent < 0.02:
-                taken = self._timed(lambda: torch.mm(left, right.t(), out=result))
-                seconds, spent = min(seconds, taken), spent + taken
-            self._known[shape] = 2 * rows * inner * columns / seconds
+            times: list[float] = []
+            while len(times) < 4 or sum(times) < 0.05:
+                times.append(self._timed(lambda: torch.mm(left, right.t(), out=result)))
+            self._known[shape] = 2 * rows * inner * columns / min(times)
         return self._known[shape]
 
     def floor(self, work: Work) -> float:
