@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 import tgpo_lab
-from tgpo_lab import training
+from tgpo_lab import student_pass, teacher, training
 from tgpo_lab.errors import InputError
 from tgpo_lab.methods import make_method, method_entries
 from tgpo_lab.metrics import METRICS
@@ -339,3 +339,16 @@ def test_a_weight_of_zero_is_plain_grpo(tiny_config, tmp_path):
     guided = run(tiny_config(method=make_method("tgpo", weight=Constant(0.0)), output=str(tmp_path / "zero")))
     plain = run(tiny_config(method=make_method("grpo"), output=str(tmp_path / "plain")))
     assert largest_difference(guided, plain) == 0.0
+
+
+@pytest.mark.parametrize("name", ["tgpo", "exact-rkl", "luffy"])
+def test_projecting_a_few_positions_at_a_time_changes_nothing_but_rounding(tiny_config, tmp_path, monkeypatch, name):
+    """Student and teacher alike: with chunks of 3 positions every response spans several."""
+    config = tiny_config(method=make_method(name), steps=1, gradient_terms_every=1)
+    whole = run(config.with_changes(output=str(tmp_path / "whole")))
+    for module in (student_pass, teacher):
+        monkeypatch.setattr(module, "positions_at_once", lambda vocabulary_size, device: 3)
+    parts = run(config.with_changes(output=str(tmp_path / "parts")))
+    for column in ("gradient_norm", "gradient_norm_teacher", "loss_teacher", "reverse_kl", "kl_sampled"):
+        assert parts.metrics[column].iloc[0] == pytest.approx(whole.metrics[column].iloc[0], rel=1e-4)
+    assert whole.metrics["gradient_norm"].iloc[0] > 0

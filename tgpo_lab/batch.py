@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .losses import token_logprobs
-from .policy import project_to_vocabulary, response_hidden_states
+from .policy import project_to_vocabulary
 from .rollouts import Rollouts
 from .teacher import TeacherAnswers
 
@@ -63,25 +63,24 @@ class Batch:
 
 
 class Positions:
-    """The N unmasked positions of a micro-batch as (1, N) tensors, the form in which losses take them."""
+    """N unmasked positions of a batch as (1, N) tensors, the form in which losses take them."""
 
     def __init__(
         self,
         batch: Batch,
-        rows: Tensor,
-        student: PreTrainedModel,
+        where: tuple[Tensor, Tensor],
+        logits: Tensor,
         teacher: PreTrainedModel,
-        temperature: float,
         vocabulary_size: int,
     ):
-        self.batch, self.rows, self._teacher, self._vocabulary_size = batch, rows, teacher, vocabulary_size
-        part = batch.rollouts.rows(rows)
-        self._row, self._step = part.mask.nonzero(as_tuple=True)
-        self._row = rows[self._row]
-        hidden = response_hidden_states(student, part)
-        logits = project_to_vocabulary(student, hidden, vocabulary_size)
-        if temperature not in (0, 1):
-            logits = logits / temperature
+        """Args:
+        batch: the batch they are of.
+        where: row and step of each position, (N,) int64 twice.
+        logits: (N, V) student logits, already divided by the temperature.
+        teacher: for :meth:`teacher_logits`.
+        vocabulary_size: V.
+        """
+        self.batch, self._where, self._teacher, self._vocabulary_size = batch, where, teacher, vocabulary_size
         self.logits = logits.unsqueeze(0)
         """(1, N, V) student logits, with gradient; the policy is their softmax."""
         self.tokens = self.take(batch.rollouts.responses)
@@ -91,11 +90,11 @@ class Positions:
 
     def take(self, values: Tensor) -> Tensor:
         """Values of these positions: (B, T, …) → (1, N, …)."""
-        return values[self._row, self._step].unsqueeze(0)
+        return values[self._where].unsqueeze(0)
 
     def write_logprobs(self, target: Tensor) -> None:
         """Put log πθ of these positions into ``target`` (B, T)."""
-        target[self._row, self._step] = self.logprobs.detach().squeeze(0)
+        target[self._where] = self.logprobs.detach().squeeze(0)
 
     @property
     def behaviour_logprobs(self) -> Tensor:

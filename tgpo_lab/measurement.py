@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from .batch import Batch, Positions
 from .losses import entropy, forward_kl_per_token, reverse_kl_per_token
+from .methods.base import Method, Term
 from .rollouts import Rollouts
+from .student_pass import Autocast, StudentPass, accumulate_gradients
 
 
 def choose_measured(rollouts: Rollouts, count: int, generator: torch.Generator) -> Tensor:
@@ -74,26 +78,43 @@ class StepMeasurement:
         }
 
 
-class TermGradients:
-    """Gradient of each kind of term by itself, summed over micro-batches."""
+class ClippedTokens:
+    """Counts the student's tokens whose ratio πθ/π_old lies outside a method's clip range."""
 
-    def __init__(self, parameters: list[torch.nn.Parameter]):
-        self._parameters = parameters
-        self._sums: dict[str, list[Tensor]] = {}
+    def __init__(self, method: Method):
+        self._low, self._high = (getattr(method, name, math.inf) for name in ("clip_low", "clip_high"))
+        self.count = 0
 
-    def add(self, kind: str, loss: Tensor) -> None:
-        """Add the gradient of a term's part of this micro-batch; the graph is kept for the update."""
-        gradients = torch.autograd.grad(loss, self._parameters, retain_graph=True, allow_unused=True)
-        filled = [torch.zeros_like(p) if g is None else g for p, g in zip(self._parameters, gradients, strict=True)]
-        known = self._sums.get(kind)
-        self._sums[kind] = filled if known is None else [a + b for a, b in zip(known, filled, strict=True)]
+    @torch.no_grad()
+    def add(self, positions: Positions) -> None:
+        """Take in a chunk of positions of the update."""
+        ratio = (positions.logprobs - positions.behaviour_logprobs).exp()
+        outside = (ratio < 1 - self._low) | (ratio > 1 + self._high)
+        self.count += int((outside & positions.take(positions.batch.student_mask)).sum())
 
-    def summary(self) -> dict[str, float]:
-        """Norms by kind, and the cosine if there are both kinds."""
-        norms = {kind: math.sqrt(sum(float(g.double().square().sum()) for g in s)) for kind, s in self._sums.items()}
-        result = {f"gradient_norm_{kind}": norm for kind, norm in norms.items()}
-        if len(norms) == 2 and all(norms.values()):
-            reward, teacher = self._sums["reward"], self._sums["teacher"]
-            product = sum(float((a.double() * b.double()).sum()) for a, b in zip(reward, teacher, strict=True))
-            result["gradient_cosine"] = product / (norms["reward"] * norms["teacher"])
-        return result
+
+def gradients_by_kind(
+    make_passes: Callable[[], Iterable[StudentPass]],
+    terms: list[Term],
+    parameters: list[torch.nn.Parameter],
+    accelerator: Accelerator,
+    autocast: Autocast,
+) -> dict[str, float]:
+    """Norm of each kind of term's own gradient, and the cosine if there are both kinds.
+
+    One forward and backward pass for each kind; the parameters' ``.grad`` must be empty and is left so.
+    """
+    sums: dict[str, list[Tensor]] = {}
+    for kind in dict.fromkeys(term.kind for term in terms if term.weight):
+        accumulate_gradients(make_passes(), [term for term in terms if term.kind == kind], accelerator, autocast)
+        sums[kind] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+    norms = {kind: math.sqrt(sum(float(g.double().square().sum()) for g in s)) for kind, s in sums.items()}
+    result = {f"gradient_norm_{kind}": norm for kind, norm in norms.items()}
+    if len(norms) == 2 and all(norms.values()):
+        product = sum(
+            float((a.double() * b.double()).sum()) for a, b in zip(sums["reward"], sums["teacher"], strict=True)
+        )
+        result["gradient_cosine"] = product / (norms["reward"] * norms["teacher"])
+    return result

@@ -46,6 +46,24 @@ def load_prompts(source: str | Path, prompt_column: str = "prompt", answer_colum
     return splits
 
 
+def training_and_held_out(splits: DatasetDict, count: int, source: str | Path) -> tuple[Dataset, Dataset]:
+    """Training prompts and ``count`` held-out ones; without a validation split, the last of the training prompts.
+
+    Raises:
+        InputError: no validation split, and too few prompts to hold some out.
+    """
+    if "validation" in splits:
+        held_out = splits["validation"]
+        return splits["train"], held_out.select(range(min(count, len(held_out))))
+    rows = splits["train"]
+    if len(rows) < 2 * count:
+        raise InputError(
+            f"{source} has no validation split, and its {len(rows)} prompts are too few to hold out "
+            f"{count} of them. Add a validation.jsonl or lower evaluation_prompts."
+        )
+    return rows.select(range(len(rows) - count)), rows.select(range(len(rows) - count, len(rows)))
+
+
 def _read_jsonl(file: Path, columns: tuple[str, str]) -> Dataset:
     rows = []
     number = 1

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .micro_batches import split_rows
-from .policy import project_to_vocabulary, response_hidden_states
+from .policy import positions_at_once, project_to_vocabulary, response_hidden_states
 from .rollouts import Rollouts
 from .sampling import draw_tokens
 
@@ -91,26 +91,28 @@ def ask_teacher(
 
     for rows in split_rows(rollouts, micro_batch_tokens):
         part = rollouts.rows(rows)
-        row, step = part.mask.nonzero(as_tuple=True)
-        row = rows[row]  # where each of the N positions stands in (B, T)
-        hidden = response_hidden_states(teacher, part)  # (N, H)
-        logits = project_to_vocabulary(teacher, hidden, vocabulary_size)  # (N, V)
-        normalizer = logits.logsumexp(-1)
-        best, answers.tokens[row, step] = logits.max(-1)
-        answers.confidence[row, step] = best - normalizer
-        sampled = rollouts.responses[row, step].unsqueeze(-1)
-        answers.logprobs[row, step] = logits.gather(-1, sampled).squeeze(-1) - normalizer
-        if uniform is not None:
-            answers.sampled_tokens[row, step] = draw_tokens(logits, uniform[row, step])
-        if top_k:
-            values, answers.top_tokens[row, step] = logits.topk(top_k)
-            answers.top_logprobs[row, step] = values - normalizer.unsqueeze(-1)
-        if keep_distribution is not None:
-            wanted = keep_distribution[row, step]
-            count = int(wanted.sum())
-            answers.hidden_index[row[wanted], step[wanted]] = torch.arange(kept, kept + count, device=mask.device)
-            kept_states.append(hidden[wanted])
-            kept += count
+        part_row, part_step = part.mask.nonzero(as_tuple=True)
+        states = response_hidden_states(teacher, part)  # (positions of these rows, H)
+        size = positions_at_once(vocabulary_size, states.device)
+        chunks = zip(states.split(size), rows[part_row].split(size), part_step.split(size), strict=True)
+        for hidden, row, step in chunks:  # N positions; where each stands in (B, T)
+            logits = project_to_vocabulary(teacher, hidden, vocabulary_size)  # (N, V)
+            normalizer = logits.logsumexp(-1)
+            best, answers.tokens[row, step] = logits.max(-1)
+            answers.confidence[row, step] = best - normalizer
+            sampled = rollouts.responses[row, step].unsqueeze(-1)
+            answers.logprobs[row, step] = logits.gather(-1, sampled).squeeze(-1) - normalizer
+            if uniform is not None:
+                answers.sampled_tokens[row, step] = draw_tokens(logits, uniform[row, step])
+            if top_k:
+                values, answers.top_tokens[row, step] = logits.topk(top_k)
+                answers.top_logprobs[row, step] = values - normalizer.unsqueeze(-1)
+            if keep_distribution is not None:
+                wanted = keep_distribution[row, step]
+                count = int(wanted.sum())
+                answers.hidden_index[row[wanted], step[wanted]] = torch.arange(kept, kept + count, device=mask.device)
+                kept_states.append(hidden[wanted])
+                kept += count
     if kept_states:
         answers.hidden = torch.cat(kept_states)
     return answers

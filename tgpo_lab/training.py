@@ -11,33 +11,34 @@ from __future__ import annotations
 
 import copy
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from datasets import Dataset
 from torch import Tensor
 
-from .batch import Batch, Positions
+from .batch import Batch
 from .checkpoints import CheckpointState, load_optimizer, read_state, save_checkpoint
+from .clock import Clock
 from .config import TrainConfig
 from .errors import InputError
 from .evaluation import evaluate
-from .measurement import StepMeasurement, TermGradients, choose_measured
+from .measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
 from .methods import method_name
 from .metrics import MetricsLog, metrics_frame
 from .micro_batches import split_rows
+from .mini_batches import mini_batches, rows_of_groups
 from .pairs import Pair, load_model, load_pair
 from .progress import TrainingProgress
-from .prompts import load_prompts
+from .prompts import load_prompts, training_and_held_out
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rewards import reward_function, score
 from .rollouts import Rollouts, join_rollouts
 from .runs import CHECKPOINTS, METRICS_FILE, RunResult, check_resumable, latest_checkpoint, start_run
 from .sampling import sample_responses
 from .stopping import NonFiniteError, StopRequest, save_failed_batch
+from .student_pass import StudentPass, accumulate_gradients
 from .teacher import ask_teacher
 
 _TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -59,7 +60,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         InputError: something in the configuration, the pair or the folder cannot work.
         NonFiniteError: a loss or gradient became infinite or NaN; the batch is saved, no update made.
     """
-    accelerator = Accelerator(mixed_precision="no")  # it is set once a process; _autocast can differ from run to run
+    accelerator = Accelerator(mixed_precision="no")  # see autocast() below
     if accelerator.num_processes > 1:
         raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
 
@@ -69,7 +70,11 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         raise InputError(
             f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
         )
-    training_prompts, held_out = _prompts(config, pair)
+    source = config.dataset or pair.prompts
+    if source is None:
+        raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
+    splits = load_prompts(source, config.prompt_column, config.answer_column)
+    training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     directory = Path(config.output)
     first_step = 0
     if resume:
@@ -107,15 +112,23 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             config.keep_checkpoints,
         )
 
+    def autocast() -> torch.autocast:
+        # Accelerate's own mixed precision is fixed once for a process; this can differ from run to run.
+        return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+
+    def passes(batch: Batch, rows: Tensor) -> Iterator[StudentPass]:
+        for part in split_rows(batch.rollouts.rows(rows), config.micro_batch_tokens):
+            yield StudentPass(batch, rows.to(part.device)[part], pair, config.temperature, autocast)
+
     def held_out_accuracy() -> float:
-        with _autocast(config, accelerator):
+        with autocast():
             return evaluate(
                 pair, prompts=held_out, max_new_tokens=config.max_new_tokens, reward=config.reward, seed=config.seed
             ).accuracy
 
     if not resume:
         save(0)  # from here on there is always a whole checkpoint to go back to
-    clock = _Clock(accelerator.device)
+    clock = Clock(accelerator.device)
     judge = reward_function(config.reward)
     step = first_step
     seconds_save = 0.0
@@ -135,7 +148,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             chosen = training_prompts[rows_of_step(config.seed, step, config.prompts_per_step, len(training_prompts))]
             prompts = pair.encode(chosen["prompt"])
             student.eval()
-            with _autocast(config, accelerator):
+            with autocast():
                 rollouts, from_teacher = _sample(config, pair, prompts, step)
             row["seconds_sample"] = clock.lap()
 
@@ -178,43 +191,38 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             student.train(config.gradient_checkpointing)  # recomputation needs training mode
             measurement = StepMeasurement(batch, _pad_like(measured, rollouts.mask), config.rejection_threshold)
             measure_terms = config.gradient_terms_every and step % config.gradient_terms_every == 0
-            term_gradients = TermGradients(parameters) if measure_terms else None
             learning_rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
-            view = _view(accelerator, pair, config)
-            updates = _mini_batches(config, len(prompts), step)
+            updates = mini_batches(config, len(prompts), step)
             if len(updates) > 1:
-                batch = _with_behaviour(batch, view, config.micro_batch_tokens, measurement)
+                # log π_old is computed the way the update computes log πθ, so that the first ratio is exactly 1.
+                # This pass is also the one to measure on: the later ones see a student that has moved.
+                behaviour = torch.zeros(rollouts.mask.shape, device=accelerator.device)
+                with torch.no_grad():
+                    for student_pass in passes(batch, torch.arange(len(rollouts))):
+                        for positions in student_pass.positions():
+                            positions.write_logprobs(behaviour)
+                            measurement.add(positions)
+                batch = batch.with_behaviour(behaviour)
             sums: dict[str, float] = {}
-            gradient_norm = clipped = 0.0
+            gradient_norm = 0.0
             for number, groups in enumerate(updates):
-                rows = _rows_of_groups(groups, config.group_size, len(prompts), traces_per_prompt, rewards.device)
-                mini_batch = batch.restricted_to(rows)
+                rows = rows_of_groups(groups, config.group_size, len(prompts), traces_per_prompt)
+                mini_batch = batch.restricted_to(rows.to(accelerator.device))
                 terms = method.terms(mini_batch, step)
-                first_pass, last_update = number < config.mini_batches, number == len(updates) - 1
-                clipped = 0.0
                 optimizer.zero_grad(set_to_none=True)
-                for part in split_rows(rollouts.rows(rows), config.micro_batch_tokens):
-                    positions = view(mini_batch, rows[part])
-                    if len(updates) == 1:
-                        measurement.add(positions)
-                    total = positions.logits.new_zeros(())
-                    with _autocast(config, accelerator):
-                        for term in terms:
-                            if term.weight == 0:
-                                continue
-                            loss = term.loss(positions, positions.take(term.mask))
-                            if number == 0 and term_gradients is not None and loss.requires_grad:
-                                term_gradients.add(term.kind, term.weight * loss)
-                            if first_pass:
-                                key = f"loss_{term.kind}"
-                                sums[key] = sums.get(key, 0.0) + float(loss.detach()) / config.mini_batches
-                            total = total + term.weight * loss
-                    if total.requires_grad:
-                        accelerator.backward(total)
-                    if last_update:
-                        clipped += _clipped(positions, method)
+                if measure_terms and number == 0:
+                    row |= gradients_by_kind(
+                        lambda batch=mini_batch, rows=rows: passes(batch, rows),
+                        terms, parameters, accelerator, autocast,
+                    )  # fmt: skip
+                clipped = ClippedTokens(method)
+                look = measurement.add if len(updates) == 1 else clipped.add
+                losses = accumulate_gradients(passes(mini_batch, rows), terms, accelerator, autocast, look)
+                if number < config.mini_batches:  # the first pass over the batch
+                    for name, value in losses.items():
+                        sums[name] = sums.get(name, 0.0) + float(value) / config.mini_batches
                 norm = float(accelerator.clip_grad_norm_(parameters, config.max_gradient_norm))
                 if not math.isfinite(norm) or not all(math.isfinite(x) for x in sums.values()):
                     bad = next((name for name, x in sums.items() if not math.isfinite(x)), "the gradient")
@@ -230,13 +238,11 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
 
             # ── Measure ──────────────────────────────────────────────────────────────────────────
             row |= measurement.summary() | sums
-            if term_gradients is not None:
-                row |= term_gradients.summary()
             if method.schedule is not None:
                 row["weight"] = method.schedule(step)
                 method.schedule.observe(step, row["agreement"])
             row["gradient_norm"] = gradient_norm
-            row["clip_fraction"] = clipped / max(1.0, row["tokens"] / config.mini_batches)
+            row["clip_fraction"] = clipped.count / max(1.0, row["tokens"] / config.mini_batches)
             row["learning_rate"] = learning_rate
             row["seconds_measure"] = seconds_measure + clock.lap()
             row["seconds_save"] = seconds_save
@@ -258,24 +264,6 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     elif not completed:
         progress.say(f"Stopped after step {step} of {config.steps}. To go on: tgpo-lab train --resume {directory}")
     return RunResult(directory, config, metrics_frame(log.rows), student, completed)
-
-
-def _prompts(config: TrainConfig, pair: Pair) -> tuple[Dataset, Dataset]:
-    """Training prompts and held-out prompts; without a validation split, the last of the training prompts."""
-    if config.dataset is None and pair.prompts is None:
-        raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
-    splits = load_prompts(config.dataset or pair.prompts, config.prompt_column, config.answer_column)
-    count = config.evaluation_prompts
-    if "validation" in splits:
-        held_out = splits["validation"]
-        return splits["train"], held_out.select(range(min(count, len(held_out))))
-    rows = splits["train"]
-    if len(rows) < 2 * count:
-        raise InputError(
-            f"{config.dataset} has no validation split, and its {len(rows)} prompts are too few to hold out "
-            f"{count} of them. Add a validation.jsonl or lower evaluation_prompts."
-        )
-    return rows.select(range(len(rows) - count)), rows.select(range(len(rows) - count, len(rows)))
 
 
 def _sample(config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int) -> tuple[Rollouts, Tensor]:
@@ -302,84 +290,8 @@ def _sample(config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int
     return rollouts, rows >= len(parts[0])
 
 
-def _autocast(config: TrainConfig, accelerator: Accelerator) -> torch.autocast:
-    """Context of matrix products in bfloat16, if the configuration asks for it."""
-    return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-
-
-def _view(accelerator: Accelerator, pair: Pair, config: TrainConfig) -> Callable[[Batch, Tensor], Positions]:
-    """The student's forward pass over some rows of a batch."""
-
-    def view(batch: Batch, rows: Tensor) -> Positions:
-        with _autocast(config, accelerator):
-            return Positions(batch, rows, pair.student, pair.teacher, config.temperature, pair.vocabulary_size)
-
-    return view
-
-
-@torch.no_grad()
-def _with_behaviour(
-    batch: Batch,
-    view: Callable[[Batch, Tensor], Positions],
-    micro_batch_tokens: int,
-    measurement: StepMeasurement,
-) -> Batch:
-    """The batch with log π_old, computed the way the update computes log πθ: the first ratio is exactly 1.
-
-    With several updates this pass is the one to measure on: the later ones see a student that has moved.
-    """
-    logprobs = torch.zeros(batch.rollouts.mask.shape, device=batch.rewards.device)
-    for rows in split_rows(batch.rollouts, micro_batch_tokens):
-        positions = view(batch, rows)
-        positions.write_logprobs(logprobs)
-        measurement.add(positions)
-    return batch.with_behaviour(logprobs)
-
-
-def _mini_batches(config: TrainConfig, prompts: int, step: int) -> list[Tensor]:
-    """Group numbers of each update: ``passes`` × ``mini_batches`` parts, shuffled anew for each pass."""
-    generator = generator_for(config.seed, "mini-batches", step)
-    updates: list[Tensor] = []
-    for _ in range(config.passes):
-        updates += torch.randperm(prompts, generator=generator).tensor_split(config.mini_batches)
-    return updates
-
-
-def _rows_of_groups(groups: Tensor, size: int, prompts: int, traces: int, device: torch.device) -> Tensor:
-    """Rows of some groups: the student's, then the teacher's traces to the same prompts."""
-    own = (groups.unsqueeze(-1) * size + torch.arange(size)).flatten()
-    theirs = (prompts * size + groups.unsqueeze(-1) * traces + torch.arange(traces)).flatten()
-    return torch.cat([own, theirs]).to(device)
-
-
-@torch.no_grad()
-def _clipped(positions: Positions, method: object) -> float:
-    """Number of the student's tokens whose ratio lies outside the method's clip range."""
-    low, high = getattr(method, "clip_low", math.inf), getattr(method, "clip_high", math.inf)
-    ratio = (positions.logprobs - positions.behaviour_logprobs).exp()
-    outside = (ratio < 1 - low) | (ratio > 1 + high)
-    return float((outside & positions.take(positions.batch.student_mask)).sum())
-
-
 def _pad_like(values: Tensor, mask: Tensor) -> Tensor:
     """(rows, steps) bool widened with False to the shape of ``mask``."""
     wide = torch.zeros_like(mask)
     wide[: values.shape[0], : values.shape[1]] = values
     return wide
-
-
-class _Clock:
-    """Seconds since the last lap; on a GPU the work in flight is waited for."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-
-    def start(self) -> None:
-        self.lap_at = time.perf_counter()
-
-    def lap(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.perf_counter()
-        seconds, self.lap_at = now - self.lap_at, now
-        return seconds

@@ -1,0 +1,95 @@
+"""The student's forward pass in an update, with the vocabulary projected a few positions at a time.
+
+Logits are by far the largest tensors of a step. Here they exist for one chunk of positions only: a
+chunk's losses are differentiated down to its hidden states at once, and the hidden states' gradients
+then go back through the layers together. That changes nothing but memory and rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from .batch import Batch, Positions
+from .methods.base import Term
+from .pairs import Pair
+from .policy import positions_at_once, project_to_vocabulary, response_hidden_states
+
+Autocast = Callable[[], AbstractContextManager]
+"""Gives the context in which products are made: bfloat16 or not."""
+
+
+class StudentPass:
+    """One forward pass of the student over some rows of a batch."""
+
+    def __init__(self, batch: Batch, rows: Tensor, pair: Pair, temperature: float, autocast: Autocast):
+        self._batch, self._pair, self._temperature, self._autocast = batch, pair, temperature, autocast
+        part = batch.rollouts.rows(rows)
+        row, self._step = part.mask.nonzero(as_tuple=True)
+        self._row = rows[row]
+        with autocast():
+            self._hidden = response_hidden_states(pair.student, part)  # (N, H)
+        size = positions_at_once(pair.vocabulary_size, self._hidden.device)
+        self._chunks = [chunk.requires_grad_(self._hidden.requires_grad) for chunk in self._hidden.detach().split(size)]
+
+    def positions(self) -> Iterator[Positions]:
+        """The positions chunk by chunk; a loss of a chunk is differentiated before the next is taken."""
+        start = 0
+        for hidden in self._chunks:
+            end = start + len(hidden)
+            with self._autocast():
+                logits = project_to_vocabulary(self._pair.student, hidden, self._pair.vocabulary_size)
+            if self._temperature != 1:
+                logits = logits / self._temperature
+            where = self._row[start:end], self._step[start:end]
+            yield Positions(self._batch, where, logits, self._pair.teacher, self._pair.vocabulary_size)
+            start = end
+
+    def backward(self, accelerator: Accelerator) -> None:
+        """Carry the gradients that the chunks have gathered through the student's layers."""
+        if all(chunk.grad is None for chunk in self._chunks):
+            return
+        gradients = [torch.zeros_like(chunk) if chunk.grad is None else chunk.grad for chunk in self._chunks]
+        accelerator.backward(self._hidden, gradient=torch.cat(gradients))
+
+
+def accumulate_gradients(
+    passes: Iterable[StudentPass],
+    terms: list[Term],
+    accelerator: Accelerator,
+    autocast: Autocast,
+    look: Callable[[Positions], None] | None = None,
+) -> dict[str, Tensor]:
+    """Add the gradient of the weighted terms to the student's parameters.
+
+    Args:
+        passes: forward passes that together hold every row once.
+        terms: terms of the method's loss; those of weight 0 are left out.
+        accelerator: does the backward passes.
+        autocast: context in which losses are computed.
+        look: called with every chunk of positions, after its backward pass.
+
+    Returns:
+        The sum of each kind of term, not weighted: ``loss_reward``, ``loss_teacher``.
+    """
+    counted = [term for term in terms if term.weight]
+    sums: dict[str, Tensor] = {}
+    for student_pass in passes:
+        for positions in student_pass.positions():
+            total = positions.logits.new_zeros(())
+            with autocast():
+                for term in counted:
+                    loss = term.loss(positions, positions.take(term.mask))
+                    key = f"loss_{term.kind}"
+                    sums[key] = sums.get(key, 0.0) + loss.detach()  # no float(): a GPU would be waited for
+                    total = total + term.weight * loss
+            if total.requires_grad:
+                accelerator.backward(total)
+            if look is not None:
+                look(positions)
+        student_pass.backward(accelerator)
+    return sums
