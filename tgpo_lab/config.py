@@ -70,7 +70,7 @@ class TrainConfig:
     """Updates for each pass over a batch; a mini-batch holds whole groups."""
     passes: int = 1
     """Passes over a batch. More than one update in all makes the clipped ratio matter."""
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: int = 4096
     """At most so many tokens, padding included, go through a model at once. Changes nothing but memory and rounding."""
 
     # Measurement

@@ -18,6 +18,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from .allocator import keep_freed_memory
 from .batch import Batch
 from .checkpoints import CheckpointState, load_optimizer, read_state, save_checkpoint
 from .clock import Clock
@@ -63,6 +64,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     accelerator = Accelerator(mixed_precision="no")  # see autocast() below
     if accelerator.num_processes > 1:
         raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
+    keep_freed_memory()
 
     # ── Pair, prompts, optimiser ─────────────────────────────────────────────────────────────────
     pair = load_pair(config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device)

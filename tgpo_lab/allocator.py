@@ -1,0 +1,24 @@
+"""Keeping freed memory in the process, so that a step's large tensors do not cost page faults each time anew."""
+
+from __future__ import annotations
+
+import ctypes
+
+# Parameters of glibc's mallopt, from malloc.h.
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> bool:
+    """Ask glibc to serve large blocks from its heap and to give none of it back to the system.
+
+    By default every block above 32 MB comes from the system page by page and goes back when it is freed. On a
+    CPU the teacher's forward pass takes half as long again that way. Nothing happens with other C libraries.
+
+    Returns:
+        Whether it was done.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):  # Windows, macOS, musl
+        return False
+    return bool(mallopt(_MMAP_MAX, 0) and mallopt(_TRIM_THRESHOLD, -1))
