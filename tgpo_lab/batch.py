@@ -73,12 +73,14 @@ class Positions:
         teacher: PreTrainedModel,
         vocabulary_size: int,
     ):
-        """Args:
-        batch: the batch they are of.
-        where: row and step of each position, (N,) int64 twice.
-        logits: (N, V) student logits, already divided by the temperature.
-        teacher: for :meth:`teacher_logits`.
-        vocabulary_size: V.
+        """Take positions of a batch.
+
+        Args:
+            batch: the batch they are of.
+            where: row and step of each position, (N,) int64 twice.
+            logits: (N, V) student logits, already divided by the temperature.
+            teacher: for :meth:`teacher_logits`.
+            vocabulary_size: V.
         """
         self.batch, self._where, self._teacher, self._vocabulary_size = batch, where, teacher, vocabulary_size
         self.logits = logits.unsqueeze(0)

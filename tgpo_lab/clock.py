@@ -14,9 +14,11 @@ class Clock:
         self._device = device
 
     def start(self) -> None:
+        """Begin the first lap."""
         self.lap_at = time.perf_counter()
 
     def lap(self) -> float:
+        """Seconds since the last call, or since the start."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         now = time.perf_counter()

@@ -24,10 +24,7 @@ def response_hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor
 
 
 def positions_at_once(vocabulary_size: int, device: torch.device) -> int:
-    """How many positions to project at a time, so that their logits stay in a processor's cache or a GPU's memory.
-
-    On a CPU that is 4 MB of logits: larger blocks cost a page fault for every 4 kB, each time anew.
-    """
+    """How many positions to project at a time: 4 MB of logits, for a CPU's cache, or 512 MB on a GPU."""
     logits = 2**27 if device.type == "cuda" else 2**20
     return max(64, logits // vocabulary_size)
 
