@@ -81,7 +81,7 @@ class TrainConfig:
     measured_positions: int = 1024
     """Positions, drawn anew each step, at which whole distributions are compared; 0 for all."""
     gradient_terms_every: int = 5
-    """Steps between measurements of each term's own gradient (one more forward and backward pass for each kind); 0 for never."""
+    """Steps between measurements of each kind of term's own gradient (one more pass for each); 0 for never."""
     rejection_threshold: float = 4.0
     """Nats by which log πθ(y_t) must exceed log πT(y_t) for a token to count as rejected by the teacher."""
 
