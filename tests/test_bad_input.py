@@ -82,10 +82,25 @@ def refused_training(refused, random_pair):
         (["demo", "--pair", "fra", "--output", "out"], ("'fra'", "near")),
         (["demo", "--steps", "0", "--output", "out"], ("steps", "0")),
         (["pairs", "build", "far", "--threads", "0", "--output", "out"], ("threads", "0")),
+        (["pairs", "build", "far", "--opening-logprob=-31", "--rename=x"], ("opening_logprob", "−30 to 0", "-31")),
+        (["pairs", "build", "far", "--rival-margin=nan", "--rename=x"], ("rival_margin", "−10 to 10", "nan")),
+        (["pairs", "build", "far", "--reliability=1.5", "--rename=x"], ("reliability", "0 to 1", "1.5")),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_known_ones(refused, arguments, names):
     refused(*arguments, names=names)
+
+
+@pytest.mark.parametrize("dial", ["--opening-logprob=-11", "--rival-margin=0", "--reliability=0.5"])
+def test_a_pair_with_a_dial_turned_needs_a_name_of_its_own(refused, dial):
+    refused("pairs", "build", "far", dial, names=("'far'", "--rename"))
+    for name in ("near", "far"):
+        refused("pairs", "build", "far", dial, "--rename", name, names=("rename", f"'{name}'", "shipped"))
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../far", "a/b", "/tmp/x", ".hidden", "two words", "x" * 300, "mid"])
+def test_a_pair_is_renamed_to_a_folder_of_its_own(refused, name):
+    refused("pairs", "build", "far", f"--rename={name}", names=("rename", f"'{name}'"))
 
 
 def test_an_output_folder_is_not_made_for_a_pair_that_does_not_exist(refused):
@@ -139,7 +154,7 @@ METHOD_FLOATS = [(m, f.name) for method, m in METHODS.items() for f in fields(me
 def test_the_numbers_below_are_all_there():
     assert {"learning_rate", "weight_decay", "adam_beta1"} <= set(CONFIG_FLOATS)
     assert {"steps", "seed", "mini_batches"} <= set(CONFIG_INTEGERS)
-    assert {("luffy", "gamma"), ("forward-kl", "beta"), ("tgpo-trust-horizon", "gate_threshold")} <= set(METHOD_FLOATS)
+    assert {("luffy", "gamma"), ("forward-kl", "beta"), ("tgpo-soft-horizon", "doubt_memory")} <= set(METHOD_FLOATS)
 
 
 @pytest.mark.parametrize("name", CONFIG_FLOATS)
@@ -189,6 +204,16 @@ def test_a_mini_batch_holds_whole_groups(refused_training):
 @pytest.mark.parametrize("k", [0, 2049])
 def test_the_teachers_best_tokens_are_at_most_the_vocabulary(refused_training, k):
     refused_training("--method", "tgpo-top-k", f"--method.guidance-top-k={k}", names=("guidance_top_k", str(k)))
+
+
+@pytest.mark.parametrize("name, value", [("gate_threshold", 0), ("doubt_memory", 1.5), ("doubt_memory", -1)])
+def test_a_trust_horizon_that_cannot_work(refused_training, name, value):
+    flag = f"--method.{name.replace('_', '-')}={value}"
+    refused_training("--method", "tgpo-recovering-horizon", flag, names=(name, str(value)))
+
+
+def test_an_option_of_the_trust_horizon_is_not_passed_over_without_one(refused_training):
+    refused_training("--method", "tgpo", "--method.soft-horizon", names=("soft_horizon", "trust_horizon", "none"))
 
 
 @pytest.mark.parametrize(
@@ -311,6 +336,24 @@ def test_a_pair_without_prompts_needs_a_dataset(refused, random_pair):
     refused("pairs", "measure", *pair, names=("dataset", "train.jsonl"))
 
 
+@pytest.mark.parametrize(
+    "command_line", [["train"], ["evaluate"], ["evaluate", "--model=teacher"], ["pairs", "measure"]]
+)
+def test_prompts_that_leave_no_room_for_the_response(refused, random_pair, tmp_path, command_line):
+    # The random pair reads 128 tokens.
+    file = tmp_path / "prompts.jsonl"
+    long = json.dumps({"prompt": "1+" * 50 + "1=", "answer": "51"})
+    file.write_text(GOOD + long + "\n")
+    pair = [random_pair.student, random_pair.teacher]
+    if command_line[0] == "pairs":
+        flags = [*pair, "--output=out"]
+    else:
+        flags = [f"--student={pair[0]}", f"--teacher={pair[1]}"]
+        flags += ["--output=out", "--evaluation-prompts=4"] if command_line == ["train"] else ["--split=train"]
+    names = ("102 tokens", "(80)", "128", "max_new_tokens")
+    refused(*command_line, *flags, f"--dataset={file}", "--max-new-tokens=80", names=names)
+
+
 def test_a_split_that_is_not_there(refused, random_pair, tmp_path):
     file = tmp_path / "prompts.jsonl"
     file.write_text(GOOD)
@@ -411,7 +454,7 @@ def test_output_that_cannot_be_written(refused_training, refused, random_pair, t
     # As root no permission stops a writer; a file in the way and a read-only file system do.
     (tmp_path / "file").write_text("a file")
     refused_training(output=output, names=(output, "another output folder"))
-    pair = (random_pair.student, random_pair.teacher, "--dataset", random_pair.prompts)
+    pair = (random_pair.student, random_pair.teacher, "--dataset", random_pair.prompts, "--max-new-tokens=8")
     refused("pairs", "measure", *pair, "--output", output, names=(output, "another output folder"))
 
 

@@ -237,6 +237,61 @@ def test_no_gradient_reaches_the_teacher():
     assert student.grad.abs().max() > 0.1
 
 
+# ---- log-probabilities of tokens, whose gradient is written by hand ----------
+
+
+def logits_and_tokens(scale: float = 1.0, dtype=torch.float64, shape=(3, 4, 9)):
+    generator = torch.Generator().manual_seed(0)
+    logits = (scale * torch.randn(shape, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+    return logits, torch.randint(shape[-1], shape[:-1], generator=generator)
+
+
+def picked_from_log_softmax(logits, tokens):
+    return logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def test_the_gradient_of_a_tokens_log_probability_is_that_of_finite_differences():
+    logits, tokens = logits_and_tokens()
+    assert torch.autograd.gradcheck(lambda x: losses.token_logprobs(x, tokens), logits)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_value_and_gradient_of_a_tokens_log_probability_are_those_of_log_softmax(scale, dtype):
+    logits, tokens = logits_and_tokens(scale, dtype, (5, 6, 300))
+    with torch.no_grad():
+        logits[0, 0] = -1e30  # all the same, far from zero
+        logits[1, :, 7:] = -INF  # impossible tokens, the one asked about among them
+        logits[2, 0] = torch.arange(300) * -1e3
+        logits[3, :, 4] = 80.0
+    truth = logits.detach().double().requires_grad_()
+    weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found, expected = losses.token_logprobs(logits, tokens), picked_from_log_softmax(truth, tokens)
+    found.backward(weights.to(dtype))
+    expected.backward(weights)
+    precision = {"rtol": 1e-12, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 2e-7, "atol": 2e-6}
+    torch.testing.assert_close(found.double(), expected, **precision)
+    torch.testing.assert_close(logits.grad.double(), truth.grad, **precision)
+    assert found.dtype == logits.grad.dtype == dtype
+
+
+def test_the_same_graph_gives_the_same_gradient_twice_and_adds_up_with_other_uses_of_the_logits():
+    logits, tokens = logits_and_tokens()
+    before = logits.detach().clone()
+    logprobs = losses.token_logprobs(logits, tokens)
+    first, again = (torch.autograd.grad(logprobs.sum(), logits, retain_graph=True)[0] for _ in range(2))
+    (third,) = torch.autograd.grad(2 * logprobs.sum() + logits.sum(), logits)
+    assert torch.equal(first, again)
+    torch.testing.assert_close(third, 2 * first + 1)
+    assert torch.equal(logits, before)
+
+
+def test_a_second_derivative_is_refused_and_not_taken_for_zero():
+    logits, tokens = logits_and_tokens()
+    with pytest.raises(RuntimeError, match=r"differentiated once.*create_graph"):
+        torch.autograd.grad(losses.token_logprobs(logits, tokens).sum() + logits.sum(), logits, create_graph=True)
+
+
 # ---- whole sequences, V = 3 and T = 2: logits of the first token, then of the second after each first token ----------
 
 SEQUENCES = [[0.2, -0.5, 0.9], [1.1, 0.3, -0.8], [-0.6, 0.0, 0.7], [0.5, -1.2, 0.1]]

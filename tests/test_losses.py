@@ -187,6 +187,38 @@ def test_guidance_and_top_k_guidance_by_hand():
     assert loss.item() == pytest.approx(1.5 * LOG2, rel=1e-12)
 
 
+def test_weights_of_guidance_by_hand():
+    # Cross-entropies log 4 and log 2, divided by the two positions whatever their weights are.
+    student, best, mask = STUDENT.expand(1, 2, 3).clone().requires_grad_(), torch.tensor([[1, 0]]), torch.ones(1, 2)
+    loss = losses.guidance_loss(student, best, mask, weights=doubles([[0.25, 0.5]]))
+    assert loss.item() == pytest.approx((0.25 * 2 * LOG2 + 0.5 * LOG2) / 2, rel=1e-12)
+    loss.backward()  # w·(πθ − one at the teacher's token)/2
+    rows = [[0.0625, -0.09375, 0.03125], [-0.125, 0.0625, 0.0625]]
+    assert student.grad.tolist() == [[pytest.approx(row, rel=1e-12) for row in rows]]
+    loss = losses.guidance_loss(student, best, mask, 8, doubles([[0.25, 0.5]]))
+    assert loss.item() == pytest.approx(LOG2 / 8, rel=1e-12)
+    # Top-k as above: 1.5·log 2. Forward KL as above. Both at a weight of ¼.
+    listed, quarter = torch.tensor([[[2, 0]]]), doubles([[0.25]])
+    four = logits_of(1 / 2, 1 / 4, 1 / 8, 1 / 8)
+    loss = losses.top_k_guidance_loss(four, listed, doubles([[[1 / 8, 3 / 8]]]).log(), ONE, weights=quarter)
+    assert loss.item() == pytest.approx(0.375 * LOG2, rel=1e-12)
+    assert losses.forward_kl(STUDENT, TEACHER, ONE, weights=quarter).item() == pytest.approx(FORWARD / 4, rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(2, 1), (3, 2), (3,), (2, 3, 5)])
+def test_weights_of_another_shape_are_refused_and_not_broadcast(shape):
+    logits, tokens, mask = torch.zeros(2, 3, 5), torch.zeros(2, 3, dtype=torch.long), torch.ones(2, 3)
+    with pytest.raises((ValueError, RuntimeError)):
+        losses.guidance_loss(logits, tokens, mask, weights=torch.ones(shape))
+
+
+def test_no_gradient_reaches_the_weights():
+    weights = torch.full((1, 1), 0.5, dtype=torch.float64, requires_grad=True)
+    student = STUDENT.clone().requires_grad_()
+    losses.guidance_loss(student, torch.tensor([[1]]), ONE, weights=weights).backward()
+    assert weights.grad is None and student.grad.any()
+
+
 def test_emptying_the_students_top_k_mass_is_not_rewarded():
     listed, teacher = torch.tensor([[[0, 1]]]), doubles([[[0.6, 0.3]]]).log()
 

@@ -1,14 +1,16 @@
 """What each method counts and by what it divides, on a batch small enough to work out by hand."""
 
+import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tgpo_lab.batch import Batch
+from tgpo_lab.config import TrainConfig
 from tgpo_lab.errors import InputError
-from tgpo_lab.guidance import confidence_gate, first_departure_gate, trust_horizon_gate
-from tgpo_lab.methods import make_method, method_entries, method_name
+from tgpo_lab.methods import TGPO, make_method, method_entries, method_name
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.schedules import Constant
 from tgpo_lab.teacher import TeacherAnswers
@@ -158,29 +160,55 @@ def test_gates_take_tokens_away_and_make_none_heavier():
     # The token of −9 nats ends the horizon; the teacher is still asked at its place.
     assert gated.mask.tolist() == [[True, True, False, False], [True, True, False, False]]
     assert value(gated, batch) == pytest.approx(value(plain, batch) * 4 / 6, rel=1e-5)
+    assert [float(term.guided) for term in (plain, gated)] == pytest.approx([1, 4 / 6])
 
 
-def test_trust_horizon_by_hand():
-    logprobs = torch.tensor([[-0.1, -4.0, -4.1, -0.1, -0.1], [-5.0, 0.0, 0.0, 0.0, 0.0]])
-    gate = trust_horizon_gate(logprobs, 4.0)
-    assert gate.tolist() == [[True, True, True, False, False], [True, False, False, False, False]]
+def test_a_recovering_horizon_comes_back_when_doubt_has_faded():
+    batch = make_batch([1, 0], [5, 2], teacher_logprobs=torch.tensor([[-9.0, -1.0, -1.0, -1.0, -1.0], [0.0] * 5]))
+    options = {"gate": "trust_horizon", "doubt": "sum", "doubt_memory": 0.5, "gate_threshold": 4.0}
+    _, teacher = make_method("tgpo", **options).terms(batch, 0)  # doubt 0, 9, 5.5, 3.75, 2.875
+    assert teacher.mask.tolist() == [[True, False, False, True, True], [True, True, False, False, False]]
+    assert value(teacher, batch) == pytest.approx(5 * math.log(VOCABULARY) / 7, rel=1e-5)
 
 
-def test_first_departure_by_hand():
-    written, teachers = torch.tensor([[3, 4, 5, 6]]), torch.tensor([[3, 9, 5, 6]])
-    assert first_departure_gate(written, teachers).tolist() == [[True, True, False, False]]
-    assert first_departure_gate(written, written).all()
+@pytest.mark.parametrize("guidance", ["argmax", "sampled", "top_k", "full"])
+@pytest.mark.parametrize("guidance_sum", [False, True])
+def test_a_soft_horizon_weighs_each_position_and_keeps_the_normaliser(guidance, guidance_sum):
+    # Doubt 0, 2, 4 in the first row; 0 and 10,000, of which e^−5,000 is 0, in the second.
+    logprobs = torch.tensor([[-2.0, -3.0, -1.0], [-1e4, -1.0, 0.0]])
+    batch = make_batch([1, 0], [3, 2], teacher_logprobs=logprobs)
+    generator = torch.Generator().manual_seed(5)
+    batch.teacher.sampled_tokens = torch.full((2, 3), 4)
+    batch.teacher.top_tokens, batch.teacher.top_logprobs = torch.tensor([2, 5]).expand(2, 3, 2), torch.zeros(2, 3, 2)
+    student, theirs = (torch.randn(2, 3, VOCABULARY, generator=generator) for _ in range(2))
+    options = {"doubt_memory": 0.5, "gate_threshold": 2.0, "guidance": guidance, "guidance_sum": guidance_sum}
+    _, teacher = make_method("tgpo-soft-horizon", **options).terms(batch, 0)
+    assert teacher.mask.tolist() == [[True, True, True], [True, False, False]]
+
+    positions = HandPositions(batch, student)
+    positions.teacher_logits = lambda: positions.take(theirs)
+    own, aim = student.log_softmax(-1), torch.zeros(2, 3, VOCABULARY)
+    if guidance == "full":
+        aim = theirs.softmax(-1)
+    else:
+        aim[..., {"argmax": [0], "sampled": [4], "top_k": [2, 5]}[guidance]] = 0.5 if guidance == "top_k" else 1.0
+    each = -(aim * own).sum(-1) + (aim * aim.clamp(min=1e-30).log()).sum(-1) * (guidance == "full")  # (2, 3)
+    weights = {(0, 0): 1.0, (0, 1): math.exp(-1), (0, 2): math.exp(-2), (1, 0): 1.0}
+    expected = sum(weight * float(each[place]) for place, weight in weights.items()) / (2 if guidance_sum else 5)
+    assert float(teacher.loss(positions, positions.take(teacher.mask))) == pytest.approx(expected, rel=1e-5)
+    assert float(teacher.guided) == pytest.approx(sum(weights.values()) / 5, rel=1e-6)
 
 
-def test_confidence_gate_by_hand():
-    assert confidence_gate(torch.tensor([[0.95, 0.85]]).log(), 0.9).tolist() == [[True, False]]
+def test_mini_batches_report_their_own_guided_share():
+    logprobs = torch.tensor([[-9.0, -1.0, -1.0, -1.0], [-1.0, -1.0, 0.0, 0.0]])
+    batch = make_batch([1, 0], [4, 2], teacher_logprobs=logprobs).restricted_to(torch.tensor([0]))
+    assert float(make_method("tgpo-trust-horizon").guidance_term(batch, 1.0).guided) == pytest.approx(1 / 4)
 
 
-def test_a_gate_does_not_look_ahead():
-    logprobs = torch.full((1, 6), -1.0)
-    before = trust_horizon_gate(logprobs, 4.0)[:, :4]
-    logprobs[0, 4:] = -50.0
-    assert torch.equal(trust_horizon_gate(logprobs, 4.0)[:, :4], before)
+def test_the_ablation_guides_no_token_of_the_student_and_reports_no_share():
+    batch = make_batch([1, 0], [4, 2], traces=[(1, 3), (1, 3)])
+    _, teacher = make_method("tgpo-unconditioned").terms(batch, 0)
+    assert teacher.guided is None
 
 
 @pytest.mark.parametrize(("trace_lengths", "kept"), [([9, 9], 6), ([2, 1], 3)])
@@ -218,3 +246,42 @@ def test_unknown_names_and_options_are_refused():
         make_method("gkd", beta=1.5)
     with pytest.raises(InputError, match="probability"):
         make_method("tgpo", gate="confidence", gate_threshold=4.0)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("tgpo-trust-horizon", {"gate_threshold": 0.0}, "nats above 0, but is 0.0"),
+        ("tgpo-soft-horizon", {"gate_threshold": math.inf}, "nats above 0, but is inf"),
+        ("tgpo-soft-horizon", {"gate_threshold": math.nan}, "nats above 0, but is nan"),
+        ("tgpo-recovering-horizon", {"doubt_memory": 1.1}, "doubt_memory must be from 0 .* but is 1.1"),
+        ("tgpo-recovering-horizon", {"doubt_memory": -0.1}, "doubt_memory must be from 0 .* but is -0.1"),
+        ("tgpo-recovering-horizon", {"doubt_memory": math.nan}, "doubt_memory must be from 0 .* but is nan"),
+        ("tgpo-recovering-horizon", {"doubt": "mean"}, "doubt must be one of sum, worst_token, but is 'mean'"),
+        ("tgpo", {"gate": "trust-horizon"}, "gate must be one of none, .*trust_horizon, but is 'trust-horizon'"),
+        ("tgpo", {"guidance": "topk"}, "guidance must be one of argmax, .*top_k, full, but is 'topk'"),
+        ("tgpo", {"soft_horizon": True}, "options of the gate trust_horizon, but gate is none"),
+        ("tgpo-confidence", {"doubt_memory": 0.5}, "options of the gate trust_horizon, but gate is confidence"),
+        ("tgpo-first-departure", {"doubt": "sum"}, "options of the gate trust_horizon, but gate is first_departure"),
+    ],
+)
+def test_a_horizon_that_cannot_work_is_refused(name, options, message):
+    with pytest.raises(InputError, match=message):
+        make_method(name, **options)
+
+
+def test_the_horizons_by_name_differ_from_one_another_in_what_their_names_say():
+    hard, recovering, soft = (make_method(f"tgpo-{name}-horizon") for name in ("trust", "recovering", "soft"))
+    assert hard == TGPO(gate="trust_horizon", gate_threshold=4.0, doubt="worst_token", doubt_memory=1.0)
+    assert recovering == TGPO(gate="trust_horizon", gate_threshold=8.0, doubt="sum", doubt_memory=0.9)
+    assert soft == replace(recovering, soft_horizon=True)
+
+
+def test_options_of_the_horizon_survive_json_and_runs_from_before_they_existed_keep_their_meaning():
+    options = {"gate_threshold": 1 / 3, "doubt": "worst_token", "doubt_memory": 0.7, "soft_horizon": True}
+    config = TrainConfig(method=make_method("tgpo-recovering-horizon", **options))
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
+    old = TrainConfig(method=make_method("tgpo-trust-horizon")).as_dict()
+    for name in ("doubt", "doubt_memory", "soft_horizon"):
+        del old["method"][name]
+    assert TrainConfig.from_dict(old).method == make_method("tgpo-trust-horizon")

@@ -9,7 +9,7 @@ from tgpo_lab.errors import InputError
 from tgpo_lab.losses import token_logprobs
 from tgpo_lab.micro_batches import split_rows
 from tgpo_lab.pairs import load_pair
-from tgpo_lab.policy import check_projection, project_to_vocabulary, response_hidden_states
+from tgpo_lab.policy import check_projection, most_probable, project_to_vocabulary, response_hidden_states
 from tgpo_lab.rollouts import Rollouts, join_rollouts
 from tgpo_lab.teacher import ask_teacher
 
@@ -46,6 +46,32 @@ def test_logprobs_equal_those_of_each_sequence_alone_read_one_token_at_a_time(pa
             prefix = torch.tensor([prompt + response[:t]])
             expected.append(float(pair.student(prefix).logits[0, -1].log_softmax(-1)[response[t]]))
     assert ours == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=200)
+@given(
+    st.integers(1, 200).flatmap(
+        lambda v: st.lists(
+            st.lists(st.sampled_from([-torch.inf, -1e30, -2.0, 0.0, 1.0, 3.0]), min_size=v, max_size=v),
+            min_size=1,
+            max_size=3,
+        )
+    )
+)
+def test_the_most_probable_token_is_the_first_of_the_largest_logits(logits):
+    assert most_probable(torch.tensor(logits)).tolist() == [row.index(max(row)) for row in logits]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 63, 64, 65, 128, 1000, 2048, 50_257])
+def test_the_most_probable_token_of_any_vocabulary(vocabulary):
+    logits = torch.randn(20, vocabulary, generator=torch.Generator().manual_seed(0))
+    logits[0] = -torch.inf
+    logits[1], logits[1, -1] = 0.0, 1.0  # in the last block, which may not be full
+    assert torch.equal(most_probable(logits), logits.argmax(-1))
+    # As the teacher's logits come: the rows that are no tokens cut away, so not in one piece of memory.
+    if vocabulary > 1:
+        assert torch.equal(most_probable(logits[:, :-1]), logits[:, :-1].argmax(-1))
+    assert most_probable(logits[:0]).shape == (0,)
 
 
 @settings(max_examples=25, deadline=None)

@@ -50,11 +50,59 @@ def test_drawn_token_is_where_the_cumulative_distribution_passes_the_number(logi
     assert before - 1e-5 <= number <= before + float(probabilities[token]) + 1e-5
 
 
-@pytest.mark.parametrize("number", [0.0, 0.99999994])
-def test_tokens_without_probability_are_never_drawn_at_the_ends(number):
-    logits = torch.full((1, 37), -torch.inf)
-    logits[0, [5, 20]] = 0.0
-    assert int(draw_tokens(logits, torch.tensor([number]))) in (5, 20)
+LAST = 1 - 2**-24  # the largest float32 below 1; torch.rand stops there, too
+NUMBERS = st.one_of(st.sampled_from([0.0, 1e-30, 0.5, LAST]), st.floats(0, 1, exclude_max=True, width=32))
+# Of several blocks and of less than one; −200 leaves nothing in single precision, −20 very little.
+SPARSE_LOGITS = st.lists(st.sampled_from([-torch.inf, -200.0, -20.0, 0.0, 1.5]), min_size=1, max_size=300).filter(
+    lambda values: max(values) >= -20
+)
+
+
+@settings(max_examples=300)
+@given(SPARSE_LOGITS, st.lists(NUMBERS, min_size=1, max_size=4))
+def test_a_token_without_probability_is_never_drawn(logits, numbers):
+    values = torch.tensor([logits])
+    drawn = draw_tokens(values.expand(len(numbers), -1), torch.tensor(numbers))
+    assert int(drawn.min()) >= 0 and int(drawn.max()) < len(logits)
+    assert (values.softmax(-1)[0, drawn] > 0).all()
+
+
+@pytest.mark.parametrize("vocabulary", [37, 64, 200, 2048])
+@pytest.mark.parametrize("number, place", [(0.0, 0), (0.2689, 0), (0.2690, 1), (LAST, 1)])  # the change: 1/(1+e)
+@pytest.mark.parametrize("possible", [(5, 20), (0, 1), (35, 36), (0, 36)])
+def test_only_two_tokens_are_possible(vocabulary, possible, number, place):
+    # All blocks but the first have no weight, or all but the last; in it, the first tokens have none, or the last.
+    for first in (0, vocabulary - 37):
+        logits = torch.full((1, vocabulary), -torch.inf)
+        logits[0, [first + token for token in possible]] = torch.tensor([0.0, 1.0])
+        assert int(draw_tokens(logits, torch.tensor([number]))) == first + possible[place]
+
+
+@pytest.mark.parametrize("number", [0.0, 0.3, LAST])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("vocabulary", [1, 37, 64, 200])
+def test_logits_that_are_not_finite_still_give_a_token(vocabulary, bad, number):
+    # So that the step goes on to its loss, which is what tells the user and saves the batch.
+    logits = torch.zeros(3, vocabulary)
+    logits[0], logits[1, -1] = bad, bad
+    drawn = draw_tokens(logits, torch.full((3,), number))
+    assert int(drawn.min()) >= 0 and int(drawn.max()) < vocabulary
+    assert int(drawn[2]) == int(number * vocabulary)
+
+
+def test_running_sums_that_are_not_quite_in_order_give_a_possible_token(monkeypatch):
+    # As on a GPU, which adds up in parallel: neighbours of no weight between them can differ by a rounding error.
+    noise, exact = torch.Generator().manual_seed(0), torch.Tensor.cumsum
+
+    def uneven(values, dim):
+        return exact(values, dim) * (1 + 6e-8 * torch.randint(-1, 2, values.shape, generator=noise))
+
+    monkeypatch.setattr(torch.Tensor, "cumsum", uneven)
+    logits = torch.full((1, 150), -torch.inf)
+    logits[0, [3, 70, 71, 129]] = torch.tensor([0.0, 1.0, -14.0, -16.0])
+    numbers = torch.cat([torch.rand(1000, generator=noise), 1 - torch.logspace(-8, -1, 1000)]).clamp(max=LAST)
+    drawn = draw_tokens(logits.expand(len(numbers), -1), numbers)
+    assert set(drawn.tolist()) <= {3, 70, 71, 129}
 
 
 def test_greedy_sampling_equals_generate_of_transformers_with_prompts_of_different_length(pair):

@@ -95,3 +95,14 @@ def test_on_the_far_pair_tgpo_learns_where_reverse_kl_does_not(tmp_path):
         final[name] = tgpo_lab.train(config, show_progress=False).metrics["accuracy"].iloc[-1]
     assert final["tgpo"] >= 0.5
     assert final["tgpo"] >= 3 * final["rkl"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_readme_shows_the_measured_figures(name):
+    card = card_of(name)
+    row = (
+        f"| [{name}](data/pairs/{name}/README.md) | {card['student_accuracy_sampled']:.2f} → {card['teacher_accuracy']:.2f} "
+        f"| {card['opening_logprob']:.1f} nats | {card['reverse_kl']:.2f} nats | {card['agreement']:.2f} "
+        f"| {card['reliability']:.2f} |"
+    )
+    assert row in (DATA.parent / "README.md").read_text()

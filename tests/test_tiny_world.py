@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
@@ -21,7 +21,7 @@ from tgpo_lab.tiny_world.recipes import PAIR_RECIPES, StudentRecipe, TeacherReci
 from tgpo_lab.tiny_world.texts import TextSource
 from tgpo_lab.tiny_world.tokenizer import VOCABULARY_SIZE, build_tokenizer
 
-PROBLEMS = st.lists(st.integers(1, 99_999), min_size=2, max_size=6).map(tuple)
+PROBLEMS = st.lists(st.integers(1, 999_999), min_size=2, max_size=6).map(tuple)
 
 # ── The task ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -33,7 +33,7 @@ def check_worked(problem: tuple[int, ...], text: str) -> None:
     width = max(len(str(x)) for x in problem)
     assert len(columns) == width
     digits = [str(x).zfill(width)[::-1] for x in problem]  # ones first
-    names = ("ones", "tens", "hundreds", "thousands", "tenthousands")
+    names = ("ones", "tens", "hundreds", "thousands", "tenthousands", "hundredthousands")
     carry, written = None, ""
     for place, column in enumerate(columns):
         name, sums, result = re.fullmatch(r" ([a-z]+) ([0-9+=]+)( write .+)", column).groups()
@@ -67,6 +67,8 @@ def test_the_two_styles_as_they_are_documented():
 
 
 @given(PROBLEMS)
+@example((999_999, 100_000, 999_999))
+@example((1, 999_999))
 def test_a_worked_text_is_right_in_every_step(problem):
     check_worked(problem, worked_text(problem))
 
@@ -92,7 +94,7 @@ def test_splits_have_the_shares_that_they_should():
     assert {name: counts[name] / total for name in SPLIT_SHARES} == pytest.approx(SPLIT_SHARES, abs=0.01)
 
 
-@pytest.mark.parametrize("task", [AdditionTask(), AdditionTask(2, 1), AdditionTask(4, 5)])
+@pytest.mark.parametrize("task", [AdditionTask(), AdditionTask(2, 1), AdditionTask(4, 6)])
 def test_problems_are_of_their_split_without_leading_zeros(task):
     random = np.random.default_rng(0)
     for split in SPLIT_SHARES:
@@ -108,7 +110,7 @@ def test_distinct_problems_are_distinct_up_to_order():
     assert len(set(problems)) == 35
 
 
-@pytest.mark.parametrize("operands, digits", [(1, 2), (0, 2), (2, 0), (2, 6)])
+@pytest.mark.parametrize("operands, digits", [(1, 2), (0, 2), (2, 0), (2, 7)])
 def test_a_task_that_cannot_be(operands, digits):
     with pytest.raises(ValueError, match=r"operands|digits"):
         AdditionTask(operands, digits)
@@ -132,12 +134,13 @@ def test_a_task_with_too_few_problems_for_its_prompt_files_is_refused(tmp_path):
 
 # ── The tokenizer ────────────────────────────────────────────────────────────────────────────────
 
-WORDS = [" the", " sum", " is", " write", " carry", " ones", " tens", " hundreds", " thousands", " tenthousands"]
+COLUMNS = [" ones", " tens", " hundreds", " thousands", " tenthousands", " hundredthousands"]
+WORDS = [" the", " sum", " is", " write", " carry", *COLUMNS]
 SIGNS = ["+", "=", ";", " #", "#", "\n", "-", "*", "?", ".", ",", ":", "<think>", "</think>", *"0123456789"]
 TASK_TEXT = st.lists(st.sampled_from(WORDS + SIGNS), max_size=30).map("".join)
 # What a tokenizer of another class would cut or mark otherwise.
 TEXTS = [
-    *(worked_text(p) for p in ((47, 85, 36), (10, 99), (12345, 99999, 1))),
+    *(worked_text(p) for p in ((47, 85, 36), (10, 99), (12345, 99999, 1), (999_999, 999_999))),
     *(prompt_text(p) + terse_text(sum(p)) for p in ((47, 85, 36), (1, 2))),
     "<think></think><think>",
     "= <think> ones",

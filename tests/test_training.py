@@ -19,7 +19,7 @@ from tgpo_lab.errors import InputError
 from tgpo_lab.methods import make_method, method_entries
 from tgpo_lab.metrics import METRICS
 from tgpo_lab.runs import latest_checkpoint
-from tgpo_lab.schedules import Constant
+from tgpo_lab.schedules import Constant, LinearDecay
 from tgpo_lab.stopping import NonFiniteError
 
 ALL_METHODS = [entry.name for entry in method_entries()]
@@ -103,7 +103,10 @@ def test_luffy_learns_from_the_teachers_trace(tiny_config, tmp_path, random_pair
     assert largest_difference(one, two) > 1e-6
 
 
-@pytest.mark.parametrize("method", ["tgpo", "grpo++", "rkl", "exact-rkl", "kdrl", "tgpo-full", "tgpo-top-k", "sft"])
+@pytest.mark.parametrize(
+    "method",
+    ["tgpo", "grpo++", "rkl", "exact-rkl", "kdrl", "tgpo-full", "tgpo-top-k", "tgpo-soft-horizon", "sft"],
+)
 def test_splitting_a_batch_into_micro_batches_changes_nothing_but_rounding(tiny_config, tmp_path, method):
     made = make_method(method, tiny=True)
     common = {"method": made, "steps": 1, "max_new_tokens": 16, "gradient_terms_every": 1, "measured_positions": 0}
@@ -111,9 +114,26 @@ def test_splitting_a_batch_into_micro_batches_changes_nothing_but_rounding(tiny_
     parts = run(tiny_config(output=str(tmp_path / "parts"), micro_batch_tokens=30, **common))
     start = load_file(Path(whole.directory) / "checkpoints" / "step-000000" / "model.safetensors")
     assert max(float((weights(whole)[n] - start[n]).abs().max()) for n in start) > 1e-5, "nothing was learned"
-    for column in ("reverse_kl", "agreement", "kl_sampled", "gradient_norm", "loss_teacher", "gradient_norm_teacher"):
+    columns = ["reverse_kl", "agreement", "kl_sampled", "gradient_norm", "loss_teacher", "gradient_norm_teacher"]
+    for column in [*columns, "guided"]:
         pair = whole.metrics[column].iloc[0], parts.metrics[column].iloc[0]
         assert pair[0] == pytest.approx(pair[1], rel=1e-4, abs=1e-6, nan_ok=True), column
+
+
+@pytest.mark.parametrize("mini_batches", [1, 2])
+def test_the_share_of_guided_tokens_is_reported_while_guidance_counts(tiny_config, tmp_path, mini_batches):
+    def guided(name, **options):
+        made = make_method(name, **{"weight": LinearDecay(0.1, 0.05), **options} if name != "grpo" else {})
+        config = tiny_config(method=made, output=str(tmp_path / name), mini_batches=mini_batches)
+        return run(config).metrics["guided"].tolist()[:3]
+
+    nan = pytest.approx(float("nan"), nan_ok=True)
+    assert guided("tgpo") == [1, 1, nan]  # the weight has reached 0 at the third step
+    assert guided("tgpo-trust-horizon", gate_threshold=1e6) == [1, 1, nan]
+    soft = guided("tgpo-soft-horizon")
+    assert 0 < soft[0] < 1 and 0 < soft[1] < 1
+    for name in ("tgpo-unconditioned", "grpo"):
+        assert guided(name) == [nan, nan, nan]
 
 
 def gradients_of_one_update(config, monkeypatch):
@@ -131,7 +151,7 @@ def gradients_of_one_update(config, monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("method", ["tgpo", "rkl", "kdrl", "gkd", "sft", "tgpo-unconditioned"])
+@pytest.mark.parametrize("method", ["tgpo", "rkl", "kdrl", "gkd", "sft", "tgpo-soft-horizon", "tgpo-unconditioned"])
 def test_gradients_of_micro_batches_add_up_to_the_gradient_of_the_batch(tiny_config, tmp_path, monkeypatch, method):
     common = {"method": make_method(method, tiny=True), "steps": 1, "max_gradient_norm": 1e9}
     whole = gradients_of_one_update(

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .errors import InputError
-from .pairs import Pair
+from .pairs import Pair, require_room
 from .prompts import load_prompts
 from .randomness import generator_for
 from .rewards import reward_function, score
@@ -78,13 +78,14 @@ def evaluate(
         prompts_at_once: size of a batch.
 
     Raises:
-        InputError: no prompts, no such split, unknown reward.
+        InputError: no prompts, no such split, unknown reward, prompts too long for the model.
     """
     judge = reward_function(reward)
     if prompts is None:
         prompts = pair_prompts(pair, split)
     prompts = prompts.select(range(min(count or len(prompts), len(prompts))))
     model = pair.student if model is None else model
+    require_room(pair, prompts["prompt"], max_new_tokens, model=model)
     parts, rewards = [], []
     for start in range(0, len(prompts), prompts_at_once):
         chunk = prompts[start : start + prompts_at_once]

@@ -20,7 +20,6 @@ Notation of the equations: πθ student, π_old student when it sampled, πT tea
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -54,9 +53,33 @@ def _visible(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log π(tokens) under aligned ``logits``: (B, T, V), (B, T) → (B, T)."""
-    chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-    return chosen - logits.logsumexp(-1)
+    """log π(tokens) under aligned ``logits``: (B, T, V), (B, T) → (B, T).
+
+    The same as ``logits.log_softmax(-1)`` with one entry picked at each position, with a third of the passes over
+    the vocabulary, forward and backward. It can be differentiated once.
+    """
+    return _TokenLogprobs.apply(logits, tokens)
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log π(y) = logit_y − max_v logit_v + log max_v π(v), and its gradient: one at y, minus π."""
+
+    @staticmethod
+    def forward(ctx, logits: Tensor, tokens: Tensor) -> Tensor:
+        probabilities = logits.softmax(-1)
+        # The most probable token is certain to have a logarithm, so the normaliser needs no sum of its own. Logits are
+        # subtracted first: their difference is exact where both are large.
+        chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        ctx.save_for_backward(probabilities, tokens)
+        return (chosen - logits.amax(-1)) + probabilities.amax(-1).log()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():  # once_differentiable lets sums with other terms pass, as if this one were constant
+            raise RuntimeError("token_logprobs can be differentiated once only: leave create_graph=True out.")
+        probabilities, tokens = ctx.saved_tensors
+        gradient = gradient.unsqueeze(-1)
+        return (probabilities * -gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -87,10 +110,19 @@ def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, nor
     return masked_sum(reverse_kl_per_token(student, teacher), mask, normalizer)
 
 
-def forward_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:
-    """Exact forward KL per position, KL(πT‖πθ), on the prefixes given (GKD with β = 0)."""
+def forward_kl(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    mask: Tensor,
+    normalizer: float | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """Exact forward KL per position, KL(πT‖πθ), on the prefixes given (GKD with β = 0).
+
+    ``weights`` as in :func:`guidance_loss`.
+    """
     student, teacher = _visible(student_logits, mask), _visible(teacher_logits, mask)
-    return masked_sum(forward_kl_per_token(student, teacher), mask, normalizer)
+    return masked_sum(_weighted(forward_kl_per_token(student, teacher), weights, mask), mask, normalizer)
 
 
 def generalized_jsd(
@@ -194,13 +226,25 @@ def policy_gradient_loss(
 
 
 def guidance_loss(
-    student_logits: Tensor, teacher_tokens: Tensor, mask: Tensor, normalizer: float | None = None
+    student_logits: Tensor,
+    teacher_tokens: Tensor,
+    mask: Tensor,
+    normalizer: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Teacher guidance of TGPO: −Σ_t log πθ(y_t^T | x, y_<t) with y_t^T the teacher's token at the
-    student's own prefix; (B, T, V) and (B, T)."""
+    student's own prefix; (B, T, V) and (B, T).
+
+    ``weights`` (B, T) are multiplied into each position's term. The normaliser stays the number of
+    unmasked positions, so a weight below 1 takes guidance away there and makes no other token heavier.
+    """
     student, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
-    loss = F.cross_entropy(student.flatten(0, -2), teacher_tokens.flatten(), reduction="none")
-    return masked_sum(loss.view_as(mask), mask, normalizer)
+    return masked_sum(_weighted(-token_logprobs(student, teacher_tokens), weights, mask), mask, normalizer)
+
+
+def _weighted(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
+    """``values`` (B, T) times ``weights`` (B, T), to which no gradient flows."""
+    return values if weights is None else values * _visible(weights, mask).detach()
 
 
 def top_k_guidance_loss(
@@ -209,17 +253,19 @@ def top_k_guidance_loss(
     teacher_logprobs: Tensor,
     mask: Tensor,
     normalizer: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Guidance by the teacher's K best tokens: −Σ_t Σ_k p̃_k log πθ(token_k), p̃ renormalised over the K.
 
     A cross-entropy against the student's FULL distribution: the tokens outside the list keep their
     place in the student's normaliser, so emptying the list is never rewarded (the fault of a top-k
-    reverse KL without a tail). K = 1 is :func:`guidance_loss`. Teacher tensors are (B, T, K).
+    reverse KL without a tail). K = 1 is :func:`guidance_loss`, whose ``weights`` these are too.
+    Teacher tensors are (B, T, K).
     """
     student_logits, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
-    weights = _visible(teacher_logprobs, mask).detach().softmax(-1)
+    teacher = _visible(teacher_logprobs, mask).detach().softmax(-1)
     student = student_logits.gather(-1, teacher_tokens) - student_logits.logsumexp(-1, keepdim=True)  # (B, T, K)
-    return masked_sum(-(weights * student).sum(-1), mask, normalizer)
+    return masked_sum(_weighted(-(teacher * student).sum(-1), weights, mask), mask, normalizer)
 
 
 def kdrl_loss(logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:

@@ -46,6 +46,7 @@ METRICS: dict[str, Metric] = {
     "positive_signal": Metric("0 to 1", "Share of sampled tokens that the teacher finds more probable than the student does.", "About one half once both agree; near 0 the teacher only says no."),
     "clip_fraction": Metric("0 to 1", "Share of tokens whose ratio πθ/π_old left the clip range in the last update of the batch.", "0 with one update a batch; below 0.2 otherwise."),
     "weight": Metric("", "Weight of the teacher term at this step.", "Follows the schedule."),
+    "guided": Metric("0 to 1", "Mean weight of TGPO's guidance over the student's tokens: the share of them that its gate lets through (a soft gate in parts).", "1 without a gate. Within a trust horizon it rises as the student's prefixes become believable to the teacher."),
     "loss_reward": Metric("", "Value of the reward term (a surrogate: its size means nothing, its gradient does).", "No trend to expect."),
     "loss_teacher": Metric("nats", "Value of the teacher term before its weight.", "Falls."),
     "gradient_norm": Metric("", "Norm of the gradient before it is clipped.", "Steady; spikes by a factor of ten are the warning."),

@@ -15,18 +15,15 @@ from dataclasses import asdict, dataclass
 
 import torch
 from datasets import Dataset
-from torch import Tensor
 
-from .evaluation import Evaluation, evaluate, pair_prompts
+from .evaluation import evaluate, pair_prompts
 from .losses import entropy, forward_kl_per_token, reverse_kl_per_token
 from .micro_batches import split_rows
-from .pairs import Pair
+from .pairs import Pair, require_room
 from .policy import project_to_vocabulary, response_hidden_states
-from .rewards import reward_function
+from .premise import DEPTHS, continue_from, premise_by_depth
 from .rollouts import Rollouts
 from .sampling import sample_responses
-
-DEPTHS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,11 @@ def measure_pair(
         seed: decides the samples.
 
     Raises:
-        InputError: the pair brings no prompts and none are given.
+        InputError: the pair brings no prompts and none are given, or they are too long for its models.
     """
     prompts = pair_prompts(pair, "test") if prompts is None else prompts
     prompts = prompts.select(range(min(count, len(prompts))))
+    require_room_to_measure(pair, prompts, max_new_tokens)
     common = {"prompts": prompts, "max_new_tokens": max_new_tokens, "reward": reward, "seed": seed}
     greedy = evaluate(pair, **common)
     sampled = evaluate(pair, temperature=1.0, **common)
@@ -108,7 +106,8 @@ def measure_pair(
 
     encoded = pair.encode(prompts["prompt"])
     opening, opening_logprob, forced = _opening(pair, encoded, prompts, max_new_tokens, reward)
-    by_depth, tried = _reliability(pair, sampled, prompts, max_new_tokens, reward)
+    premise = premise_by_depth(pair, sampled, prompts, max_new_tokens=max_new_tokens, reward=reward)
+    by_depth = premise.groupby("depth")["teacher_right"]
     return PairCard(
         pair=pair.name,
         prompts=len(prompts),
@@ -121,10 +120,20 @@ def measure_pair(
         opening_logprob=opening_logprob,
         forced_opening_accuracy=forced,
         **_divergence(pair, sampled.rollouts, rejection_threshold),
-        reliability=sum(by_depth[d] * tried[d] for d in tried) / max(1, sum(tried.values())),
-        reliability_by_depth=by_depth,
-        prefixes_by_depth=tried,
+        reliability=float(premise["teacher_right"].mean()),
+        reliability_by_depth={str(depth): float(share) for depth, share in by_depth.mean().items()},
+        prefixes_by_depth={str(depth): int(count) for depth, count in by_depth.count().items()},
     )
+
+
+def require_room_to_measure(pair: Pair, prompts: Dataset, max_new_tokens: int) -> None:
+    """Refuse prompts that are too long to measure a pair on.
+
+    Raises:
+        InputError: they are; see :func:`tgpo_lab.pairs.require_room`.
+    """
+    # Prefixes of responses are continued, and those with the teacher's next token.
+    require_room(pair, prompts["prompt"], max_new_tokens, prefix=min(max(DEPTHS) + 1, max_new_tokens))
 
 
 def _opening(
@@ -137,51 +146,12 @@ def _opening(
         pair.student, response_hidden_states(pair.student, first), pair.vocabulary_size
     ).log_softmax(-1)  # (prompts, V)
     logprob = float(student[torch.arange(len(tokens)), first.responses[:, 0]].mean())
-    forced = _continue(pair, pair.student, encoded, [[t] for t in tokens], prompts["answer"], max_new_tokens, reward)
+    forced = continue_from(
+        pair, pair.student, encoded, [[token] for token in tokens], list(prompts["answer"]),
+        max_new_tokens=max_new_tokens, reward=reward,
+    )  # fmt: skip
     usual = Counter(tokens).most_common(1)[0][0]
-    return pair.tokenizer.decode([usual]), logprob, float(forced.mean())
-
-
-def _reliability(
-    pair: Pair, sampled: Evaluation, prompts: Dataset, max_new_tokens: int, reward: str
-) -> tuple[dict[str, float], dict[str, int]]:
-    """Share of the student's prefixes, by depth, from which the teacher goes on to a right answer."""
-    shares: dict[str, float] = {}
-    tried: dict[str, int] = {}
-    rollouts = sampled.rollouts
-    lengths = (rollouts.lengths - rollouts.finished.long()).tolist()  # the end of a response is no prefix
-    for depth in DEPTHS:
-        rows = [row for row, length in enumerate(lengths) if length >= depth]
-        if not rows:
-            break
-        right = _continue(
-            pair,
-            pair.teacher,
-            [rollouts.prompts[row] for row in rows],
-            [rollouts.responses[row, :depth].tolist() for row in rows],
-            [prompts[row]["answer"] for row in rows],
-            max_new_tokens,
-            reward,
-        )
-        shares[str(depth)], tried[str(depth)] = float(right.mean()), len(rows)
-    return shares, tried
-
-
-def _continue(
-    pair: Pair, model, prompts: list[list[int]], prefixes: list[list[int]], answers: list[str], limit: int, reward: str
-) -> Tensor:
-    """Let a model go on greedily from prompt and prefix; judge prefix and continuation as one response: (B,)."""
-    judge = reward_function(reward)
-    starts = [prompt + prefix for prompt, prefix in zip(prompts, prefixes, strict=True)]
-    rollouts = sample_responses(
-        model, starts, limit, pair.end_tokens, pair.pad_token, temperature=0.0, vocabulary_size=pair.vocabulary_size
-    )
-    scores = []
-    for row, (prefix, answer) in enumerate(zip(prefixes, answers, strict=True)):
-        tokens = prefix + rollouts.responses[row][rollouts.mask[row]].tolist()
-        finished = bool(rollouts.finished[row])
-        scores.append(judge(pair.tokenizer.decode(tokens[:-1]), answer) if finished else 0.0)
-    return torch.tensor(scores)
+    return pair.tokenizer.decode([usual]), logprob, sum(forced) / len(forced)
 
 
 def _divergence(pair: Pair, rollouts: Rollouts, threshold: float) -> dict[str, float]:

@@ -45,7 +45,7 @@ class Pair:
         Raises:
             InputError: a prompt without any token.
         """
-        encoded = self.tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
+        encoded = self.tokenizer(list(prompts), add_special_tokens=True, verbose=False)["input_ids"]
         for text, ids in zip(prompts, encoded, strict=True):
             if not ids:
                 raise InputError(f"The prompt {text!r} has no tokens. Give a prompt that is not empty.")
@@ -111,6 +111,37 @@ def load_pair(
             )
         check_projection(model, str(path))
     return Pair(name, student, teacher, tokenizer, vocabulary_size, _end_tokens(student, tokenizer), prompts)
+
+
+def require_room(
+    pair: Pair, prompts: list[str], max_new_tokens: int, *, model: PreTrainedModel | None = None, prefix: int = 0
+) -> None:
+    """Refuse prompts that leave no room for the longest response in the longest sequence that a model was made for.
+
+    Args:
+        pair: brings the tokenizer and the models.
+        prompts: prompt texts, at least one.
+        max_new_tokens: responses are cut after so many tokens.
+        model: the only model to read them; by default student and teacher do. One that names no limit has none.
+        prefix: at most so many tokens stand between a prompt and the response.
+
+    Raises:
+        InputError: there is no room, or a prompt has no tokens.
+    """
+    longest = max(len(tokens) for tokens in pair.encode(prompts))
+    models = {"student": pair.student, "teacher": pair.teacher}
+    if model is not None:
+        models = {"teacher" if model is pair.teacher else "student": model}
+    named = {role: getattr(m.config.get_text_config(), "max_position_embeddings", None) for role, m in models.items()}
+    limits = {role: limit for role, limit in named.items() if limit is not None and limit > 0}  # −1 for no limit, too
+    role = min(limits, key=limits.__getitem__, default="")
+    needed = longest + prefix + max_new_tokens
+    if limits and needed > limits[role]:
+        between = f", a prefix of up to {prefix} tokens" if prefix else ""
+        raise InputError(
+            f"The longest prompt ({longest} tokens){between} and max_new_tokens ({max_new_tokens}) make {needed}, but "
+            f"the {role} was made for at most {limits[role]}. Lower max_new_tokens or leave out long prompts."
+        )
 
 
 def load_model(path: str | Path, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:

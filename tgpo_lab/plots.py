@@ -64,7 +64,7 @@ def plot_runs(
     colors = DARK if dark else LIGHT
     columns_of_legend = _legend_columns(list(frames), width)
     legend_height = 0.2 + 0.22 * math.ceil(len(frames) / columns_of_legend)
-    with sns.axes_style("ticks"), mpl.rc_context(_style(colors)):
+    with sns.axes_style("ticks"), mpl.rc_context(style(colors)):
         # Made by pyplot, so that a notebook knows how to show it; closed, so that it is not shown a second time.
         figure = plt.figure(figsize=(PANEL_WIDTH * width, PANEL_HEIGHT * height + legend_height), layout="constrained")
         plt.close(figure)
@@ -85,7 +85,8 @@ def plot_runs(
     return figure
 
 
-def _style(colors: Mapping[str, str]) -> dict[str, object]:
+def style(colors: Mapping[str, str]) -> dict[str, object]:
+    """Settings of matplotlib for a page of these colours (:data:`LIGHT` or :data:`DARK`)."""
     parts = ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color")
     text = dict.fromkeys(parts, colors["text"])
     fills = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), colors["background"])

@@ -9,6 +9,10 @@ from transformers import PreTrainedModel
 from .errors import InputError
 from .rollouts import Rollouts
 
+# Entries of a vocabulary that are looked at together: whole vectors of a processor, and a divisor of most
+# vocabularies, so that they seldom have to be copied to fill the last block.
+SEARCH_BLOCK = 64
+
 
 def response_hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
     """Hidden states that predict the response tokens, padding left out: (N, H), in row-major order.
@@ -44,6 +48,22 @@ def project_to_vocabulary(model: PreTrainedModel, hidden: Tensor, vocabulary_siz
     if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2 and later
         logits = cap * torch.tanh(logits / cap)
     return logits if vocabulary_size is None else logits[..., :vocabulary_size]
+
+
+def most_probable(logits: Tensor) -> Tensor:
+    """The token of the largest logit, the first of equal ones: (N, V) → (N,) int64.
+
+    The same as ``logits.argmax(-1)``, which takes several times as long on a CPU: the maximum of a block is
+    vectorised there, its place is not. So the place is searched in the best block only.
+    """
+    vocabulary = logits.shape[-1]
+    whole = vocabulary - vocabulary % SEARCH_BLOCK
+    best = logits[:, :whole].unflatten(-1, (-1, SEARCH_BLOCK)).amax(-1)  # (N, whole blocks)
+    if whole < vocabulary:
+        best = torch.cat([best, logits[:, whole:].amax(-1, keepdim=True)], -1)
+    start = best.argmax(-1, keepdim=True) * SEARCH_BLOCK  # (N, 1)
+    places = (start + torch.arange(SEARCH_BLOCK, device=logits.device)).clamp(max=vocabulary - 1)  # (N, block)
+    return (start + logits.gather(-1, places).argmax(-1, keepdim=True)).squeeze(-1)
 
 
 @torch.no_grad()

@@ -8,47 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel
 
-from .policy import project_to_vocabulary
+from .decoding import next_hidden, preallocated_cache
+from .policy import SEARCH_BLOCK, most_probable, project_to_vocabulary
 from .rollouts import Rollouts
 
 # Finished rows leave the batch once they are this share of it: leaving costs a copy of the cache.
 DROP_SHARE = 0.2
-
-
-class PreallocatedLayer(DynamicLayer):
-    """A cache layer that writes into one buffer and gives out views of the filled part.
-
-    ``DynamicLayer`` copies the whole cache for every token; this one copies the token.
-    """
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.filled = capacity, 0
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Append (B, heads, new, head width) states; return all states so far."""
-        start, self.filled = self.filled, self.filled + key_states.shape[2]
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-            self._keys, self._values = (self._buffer(states) for states in (key_states, value_states))
-        self._keys[:, :, start : self.filled] = key_states
-        self._values[:, :, start : self.filled] = value_states
-        self.keys, self.values = self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
-        return self.keys, self.values
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the rows ``beam_idx``, in that order, repeats allowed."""
-        keys, values = self.keys[beam_idx], self.values[beam_idx]
-        self._keys, self._values = self._buffer(keys), self._buffer(values)
-        self._keys[:, :, : self.filled], self._values[:, :, : self.filled] = keys, values
-        self.keys, self.values = self._keys[:, :, : self.filled], self._values[:, :, : self.filled]
-
-    def _buffer(self, states: Tensor) -> Tensor:
-        batch, heads, _, width = states.shape
-        return states.new_empty(batch, heads, self.capacity, width)
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -58,20 +25,28 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     vocabulary is searched in two steps, the block first, so only one block is summed up per row.
     """
     batch, vocabulary = logits.shape
-    weights = (logits - logits.amax(-1, keepdim=True)).exp()  # (B, V), not normalised
-    block = max(1, round(vocabulary**0.5))
-    padding = -vocabulary % block
-    blocks = torch.nn.functional.pad(weights, (0, padding)).view(batch, -1, block)
+    probabilities = logits.softmax(-1)
+    if vocabulary % SEARCH_BLOCK:
+        probabilities = torch.nn.functional.pad(probabilities, (0, -vocabulary % SEARCH_BLOCK))
+    blocks = probabilities.view(batch, -1, SEARCH_BLOCK)
     cumulative = blocks.sum(-1).cumsum(-1)  # (B, blocks)
-    target = (uniform.to(cumulative) * cumulative[:, -1]).unsqueeze(-1)  # (B, 1)
-    chosen = (cumulative <= target).sum(-1).clamp(max=blocks.shape[1] - 1)  # (B,)
-    rows = torch.arange(batch, device=logits.device)
-    before = torch.where(chosen > 0, cumulative[rows, (chosen - 1).clamp(min=0)], 0.0)
-    within = blocks[rows, chosen].cumsum(-1)  # (B, block)
-    position = (within <= target - before.unsqueeze(-1)).sum(-1)
-    # Rounding can carry the target past the last token with weight; then that token is meant.
-    last = (blocks[rows, chosen] > 0).long().mul(torch.arange(1, block + 1, device=logits.device)).amax(-1) - 1
-    return chosen * block + torch.minimum(position, last)
+    target = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]  # (B, 1)
+    chosen = _first_above(cumulative, target)  # (B, 1)
+    inside = blocks[torch.arange(batch, device=logits.device), chosen.squeeze(-1)]  # (B, block)
+    within = inside.cumsum(-1)
+    target = target - (cumulative.gather(-1, chosen) - within[:, -1:])
+    drawn = chosen * SEARCH_BLOCK + _first_above(within, target)  # (B, 1)
+    possible = probabilities.gather(-1, drawn) > 0
+    if not bool(possible.all()):
+        # Rounding has carried the target past the block, or a GPU's sums are not quite in order, or logits are not
+        # finite, which the loss will say.
+        drawn = torch.where(possible, drawn, most_probable(logits).unsqueeze(-1))
+    return drawn.squeeze(-1)
+
+
+def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
+    """Where a row of cumulative weights (B, N) first exceeds its target (B, 1), or the last place; (B, 1) int64."""
+    return torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
 
 
 @torch.no_grad()
@@ -110,7 +85,7 @@ def sample_responses(
         uniform = torch.rand(rows, max_new_tokens, generator=generator).to(device)
     longest = max(len(p) for p in prompts)
     ends = torch.tensor(end_tokens, device=device)
-    cache = _cache(model, longest + max_new_tokens)
+    cache = preallocated_cache(model, longest + max_new_tokens)
 
     # Prompts are read once each, padded on the left, and only then repeated for their G samples.
     tokens = torch.tensor([[pad_token] * (longest - len(p)) + p for p in prompts], device=device)
@@ -128,8 +103,8 @@ def sample_responses(
     cache.reorder_cache(repeat)
     hidden, visible, positions = hidden[repeat], visible[repeat], positions[repeat, -1]
 
+    read = next_hidden(model, cache, longest + max_new_tokens)
     responses = torch.full((rows, max_new_tokens), pad_token, device=device)
-    lengths = torch.full((rows,), max_new_tokens, device=device)
     running = torch.arange(rows, device=device)  # the rows still in the batch
     done = torch.zeros(rows, dtype=torch.bool, device=device)  # (len(running),)
     for step in range(max_new_tokens):
@@ -137,11 +112,9 @@ def sample_responses(
         if temperature > 0:
             drawn = draw_tokens(logits / temperature if temperature != 1 else logits, uniform[running, step])
         else:
-            drawn = logits.argmax(-1)
-        responses[running, step] = torch.where(done, pad_token, drawn)
-        ended = torch.isin(drawn, ends) & ~done
-        lengths[running[ended]] = step + 1
-        done = done | ended
+            drawn = most_probable(logits)
+        responses[running, step] = drawn  # after a row's end, too, until it leaves the batch
+        done = done | torch.isin(drawn, ends)
         finished = int(done.sum())
         if finished == len(running) or step + 1 == max_new_tokens:
             break
@@ -152,28 +125,18 @@ def sample_responses(
         positions = positions + 1
         if padded:
             visible = torch.nn.functional.pad(visible, (0, 1), value=1)
-        hidden = model.base_model(
-            drawn.unsqueeze(-1),
-            attention_mask=visible if padded else None,
-            position_ids=positions.unsqueeze(-1),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, -1]
+        hidden = read(drawn, positions, visible if padded else None)
 
+    is_end = torch.isin(responses, ends)
+    finished_rows = is_end.any(-1)
+    # The padding token can be an end token as well; only what stands before the first end counts.
+    lengths = torch.where(finished_rows, is_end.int().argmax(-1) + 1, max_new_tokens)
     width = int(lengths.max())
     mask = torch.arange(width, device=device) < lengths.unsqueeze(-1)
-    last = responses.gather(1, lengths.unsqueeze(-1) - 1).squeeze(-1)
     return Rollouts(
         [prompt for prompt in prompts for _ in range(samples_per_prompt)],
-        responses[:, :width],
+        responses[:, :width].where(mask, pad_token),
         mask,
-        torch.isin(last, ends),
+        finished_rows,
         pad_token,
     )
-
-
-def _cache(model: PreTrainedModel, capacity: int) -> DynamicCache:
-    cache = DynamicCache(config=model.config)
-    # Sliding-window and recurrent layers keep the cache that transformers gives them.
-    cache.layers = [PreallocatedLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache

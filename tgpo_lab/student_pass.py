@@ -74,10 +74,14 @@ def accumulate_gradients(
         look: called with every chunk of positions, after its backward pass.
 
     Returns:
-        The sum of each kind of term, not weighted: ``loss_reward``, ``loss_teacher``.
+        The sum of each kind of term, not weighted: ``loss_reward``, ``loss_teacher``; and ``guided``
+        of the term that has it.
     """
     counted = [term for term in terms if term.weight]
     sums: dict[str, Tensor] = {}
+    for term in counted:
+        if term.guided is not None:
+            sums["guided"] = term.guided
     for student_pass in passes:
         for positions in student_pass.positions():
             total = positions.logits.new_zeros(())

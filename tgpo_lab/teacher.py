@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .micro_batches import split_rows
-from .policy import positions_at_once, project_to_vocabulary, response_hidden_states
+from .policy import most_probable, positions_at_once, project_to_vocabulary, response_hidden_states
 from .rollouts import Rollouts
 from .sampling import draw_tokens
 
@@ -97,16 +97,15 @@ def ask_teacher(
         chunks = zip(states.split(size), rows[part_row].split(size), part_step.split(size), strict=True)
         for hidden, row, step in chunks:  # N positions; where each stands in (B, T)
             logits = project_to_vocabulary(teacher, hidden, vocabulary_size)  # (N, V)
-            normalizer = logits.logsumexp(-1)
-            best, answers.tokens[row, step] = logits.max(-1)
-            answers.confidence[row, step] = best - normalizer
-            sampled = rollouts.responses[row, step].unsqueeze(-1)
-            answers.logprobs[row, step] = logits.gather(-1, sampled).squeeze(-1) - normalizer
+            logprobs = logits.log_softmax(-1)
+            best = most_probable(logits)
+            asked_about = torch.stack([rollouts.responses[row, step], best], -1)  # (N, 2)
+            answers.tokens[row, step] = best
+            answers.logprobs[row, step], answers.confidence[row, step] = logprobs.gather(-1, asked_about).unbind(-1)
             if uniform is not None:
                 answers.sampled_tokens[row, step] = draw_tokens(logits, uniform[row, step])
             if top_k:
-                values, answers.top_tokens[row, step] = logits.topk(top_k)
-                answers.top_logprobs[row, step] = values - normalizer.unsqueeze(-1)
+                answers.top_logprobs[row, step], answers.top_tokens[row, step] = logprobs.topk(top_k)
             if keep_distribution is not None:
                 wanted = keep_distribution[row, step]
                 count = int(wanted.sum())

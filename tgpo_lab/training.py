@@ -30,7 +30,7 @@ from .methods import method_name
 from .metrics import MetricsLog, metrics_frame
 from .micro_batches import split_rows
 from .mini_batches import mini_batches, rows_of_groups
-from .pairs import Pair, load_model, load_pair
+from .pairs import Pair, load_model, load_pair, require_room
 from .progress import TrainingProgress
 from .prompts import load_prompts, training_and_held_out
 from .randomness import derived_seed, generator_for, rows_of_step
@@ -77,6 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
     splits = load_prompts(source, config.prompt_column, config.answer_column)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
+    require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     directory = Path(config.output)
     first_step = 0
     if resume:
@@ -132,8 +133,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         save(0)  # from here on there is always a whole checkpoint to go back to
     clock = Clock(accelerator.device)
     judge = reward_function(config.reward)
-    step = first_step
-    seconds_save = 0.0
+    step, seconds_save = first_step, 0.0
     progress = TrainingProgress(method_name(method), first_step, config.steps, show_progress)
     with StopRequest() as stop, progress:
         while step < config.steps and not stop.requested:

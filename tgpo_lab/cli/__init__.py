@@ -72,6 +72,12 @@ def _pairs(arguments: list[str]) -> int:
     return pairs_command(arguments)
 
 
+def _study(arguments: list[str]) -> int:
+    from .study import study_command
+
+    return study_command(arguments)
+
+
 def _bench(arguments: list[str]) -> int:
     from .bench import bench_command
 
@@ -83,5 +89,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "train": (_train, "train the student of any pair with any method"),
     "evaluate": (_evaluate, "accuracy of a student or teacher on held-out prompts"),
     "pairs": (_pairs, "list, measure or rebuild pairs"),
+    "study": (_study, "run a named study over methods, pairs and seeds, or report on it"),
     "bench": (_bench, "tokens per second by phase, seconds per step, peak memory"),
 }

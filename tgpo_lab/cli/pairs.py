@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import tyro
@@ -10,7 +11,7 @@ import tyro
 from ..errors import InputError
 from ..evaluation import pair_prompts
 from ..files import require_writable_folder, write_json, write_text
-from ..pair_card import card_markdown, measure_pair
+from ..pair_card import card_markdown, measure_pair, require_room_to_measure
 from ..pairs import DATA, load_pair, shipped_pairs
 from ..prompts import load_prompts
 from ..provenance import provenance
@@ -58,12 +59,12 @@ def measure(
     reward_function(reward)
     pair = load_pair(student, teacher)
     splits = load_prompts(dataset) if dataset is not None else None
-    prompts = splits["test" if "test" in splits else "train"] if splits is not None else None
-    if prompts is None:
-        pair_prompts(pair, "test")
+    prompts = splits["test" if "test" in splits else "train"] if splits is not None else pair_prompts(pair, "test")
+    prompts = prompts.select(range(min(count, len(prompts))))
+    require_room_to_measure(pair, prompts, max_new_tokens)  # before a folder is made
     if output is not None:
         require_writable_folder(output)
-    card = measure_pair(pair, prompts, count=count, max_new_tokens=max_new_tokens, reward=reward, seed=seed)
+    card = measure_pair(pair, prompts, count=len(prompts), max_new_tokens=max_new_tokens, reward=reward, seed=seed)
     summary = ""
     if teacher is None:
         summary = json.loads((DATA / "pairs" / student / "pair.json").read_text())["summary"]
@@ -75,28 +76,46 @@ def measure(
     return 0
 
 
-def build(name: tyro.conf.Positional[str], output: Path = Path("runs/pairs"), threads: int = 1) -> int:
-    """Rebuild a shipped pair from its seed (half an hour for a robust teacher), then measure it.
+def build(
+    name: tyro.conf.Positional[str],
+    output: Path = Path("runs/pairs"),
+    opening_logprob: float | None = None,
+    rival_margin: float | None = None,
+    reliability: float | None = None,
+    rename: str | None = None,
+    threads: int = 1,
+) -> int:
+    """Rebuild a shipped pair from its seed, or one with its dials turned, then measure it (half an hour for a robust
+    teacher on one core).
 
     Args:
         name: near, mid, far or far-fragile.
         output: Folder for models, prompts and the pair's card. Models that are there already are kept.
+        opening_logprob: Divergence: nats that the student gives the teacher's opening, for instance -11.
+        rival_margin: Nats by which all unused tokens together stay below that opening.
+        reliability: Of the teacher on foreign prefixes: 0 clean text only, 1 the robust teacher, or between.
+        rename: Name of the pair that is built; needed where a dial is turned.
         threads: Processor threads. Another number, or another processor, rounds differently, so weights can differ.
     """
     import torch
 
-    from ..tiny_world.building import build_pair
+    from ..tiny_world.building import build_and_measure
+    from ..tiny_world.recipes import PAIR_RECIPES, dialled
 
     if threads < 1:
         raise InputError(f"threads must be 1 or more, but is {threads}.")
+    if name not in PAIR_RECIPES:
+        raise InputError(f"There is no recipe for {name!r}: choose one of {', '.join(PAIR_RECIPES)}.")
+    recipe = dialled(
+        PAIR_RECIPES[name], opening_logprob=opening_logprob, rival_margin=rival_margin, reliability=reliability
+    )
+    if rename is None and recipe != PAIR_RECIPES[name]:
+        raise InputError(f"With a dial turned this is no longer the pair {name!r}. Give it another name with --rename.")
+    if rename is not None and (rename in PAIR_RECIPES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", rename)):
+        raise InputError(
+            f"rename must be a new name of letters, digits, dots and dashes, not a shipped pair's, but is {rename!r}."
+        )
+    name = rename or name
     torch.set_num_threads(threads)
-    folder = build_pair(name, output)
-    entry = json.loads((folder / "pair.json").read_text())
-    pair = load_pair(output / entry["student"], output / entry["teacher"])
-    pair.name = name
-    card = measure_pair(pair, load_prompts(output / entry["prompts"])["test"])
-    text = card_markdown(card, entry["summary"])
-    print(text)
-    write_json(folder / "card.json", {**card.as_dict(), "seed": 0, "made_by": provenance()})
-    write_text(folder / "README.md", text)
+    print(card_markdown(build_and_measure(name, recipe, output), recipe.summary))
     return 0

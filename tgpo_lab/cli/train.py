@@ -86,7 +86,7 @@ def schedule_flags() -> ConstructorRegistry:
 
 
 def _description(choice: Choice) -> str:
-    methods = "\n".join(f"  {entry.name:22} {entry.summary}" for entry in method_entries())
+    methods = "\n".join(f"  {entry.name:24} {entry.summary}" for entry in method_entries())
     return (
         "Train the student of a pair. These four flags decide the defaults and the options below:\n\n"
         f"  --preset NAME          {' or '.join(PRESETS)} (now: {choice.preset})\n"

@@ -30,6 +30,8 @@ class Term:
     loss: Callable[[Positions, Tensor], Tensor]
     """(positions, their (1, N) mask) → scalar, already divided by the normaliser."""
     weight: float = 1.0
+    guided: Tensor | None = None
+    """Mean weight, from 0 to 1, that a gate left to the student's tokens; reported as ``guided``."""
 
 
 @dataclass(frozen=True)

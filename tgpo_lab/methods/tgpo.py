@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import math
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 from ..batch import Batch
 from ..errors import InputError
-from ..guidance import Gate, apply_gate
+from ..guidance import Doubt, Gate, apply_gate
 from ..losses import forward_kl, guidance_loss, masked_sum, top_k_guidance_loss
 from ..schedules import Constant, LinearDecay, Schedule
 from .base import Term, Traces, register
 from .grpo import GRPO
+
+Guidance = Literal["argmax", "sampled", "top_k", "full"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class TGPO(GRPO):
 
     weight: Schedule = field(default_factory=lambda: LinearDecay(2e-3, 1e-5))
     """w_k; the paper's reaches 0 at step 200."""
-    guidance: Literal["argmax", "sampled", "top_k", "full"] = "argmax"
+    guidance: Guidance = "argmax"
     """The teacher's best token, one drawn from it, its top-k, or its whole distribution (forward KL)."""
     guidance_top_k: int = 8
     """K of ``top_k``."""
@@ -39,18 +43,42 @@ class TGPO(GRPO):
     """Where guidance counts: everywhere, where the teacher is confident, up to the first departure from its
     best token, or within the trust horizon. A gate takes tokens away; it makes no other token heavier."""
     gate_threshold: float = 4.0
-    """Trust horizon: nats of surprise at which it ends. Confidence: the probability to exceed."""
+    """Trust horizon: τ, the nats of doubt at which it ends. Confidence: the probability to exceed."""
+    doubt: Doubt = "worst_token"
+    """Of the trust horizon: what the teacher's doubt at a prefix is, its most surprising token or the sum of the
+    surprises of its tokens, −log πT(y_i | x, y_<i) in nats."""
+    doubt_memory: float = 1.0
+    """Of the trust horizon: λ, by which doubt fades with every token. At 1 it never does, and with the sum a long
+    response ends its horizon by ordinary entropy; at 0.9 half of it is forgotten after 6.6 tokens; at 0 the last
+    token alone counts."""
+    soft_horizon: bool = False
+    """Of the trust horizon: weigh guidance by exp(−doubt/τ), in place of 1 up to a doubt of τ and 0 above."""
     conditioned: bool = True
     """False is the ablation: as many teacher tokens, but from the teacher's own responses."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, known in (("guidance", Guidance), ("gate", Gate), ("doubt", Doubt)):
+            if getattr(self, name) not in get_args(known):
+                choices = ", ".join(get_args(known))
+                raise InputError(f"{name} must be one of {choices}, but is {getattr(self, name)!r}.")
         if self.guidance_top_k < 1:
             raise InputError(f"guidance_top_k must be 1 or more, but is {self.guidance_top_k}.")
         if self.gate == "confidence" and not 0 < self.gate_threshold < 1:
             raise InputError(f"gate_threshold of the confidence gate is a probability, but is {self.gate_threshold}.")
-        if self.gate == "trust_horizon" and not self.gate_threshold > 0:
-            raise InputError(f"gate_threshold of the trust horizon is in nats above 0, but is {self.gate_threshold}.")
+        if self.gate == "trust_horizon" and not 0 < self.gate_threshold < math.inf:
+            raise InputError(
+                f"gate_threshold of the trust horizon is a number of nats above 0, but is {self.gate_threshold}."
+            )
+        if not 0 <= self.doubt_memory <= 1:
+            raise InputError(
+                f"doubt_memory must be from 0 (the last token alone) to 1 (never fades), but is {self.doubt_memory}."
+            )
+        horizon = (self.doubt, self.doubt_memory, self.soft_horizon)
+        if self.gate != "trust_horizon" and horizon != (TGPO.doubt, TGPO.doubt_memory, TGPO.soft_horizon):
+            raise InputError(
+                f"doubt, doubt_memory and soft_horizon are options of the gate trust_horizon, but gate is {self.gate}."
+            )
         if not self.conditioned and (self.gate != "none" or self.guidance != "argmax"):
             raise InputError("Guidance from the teacher's own responses (conditioned=False) takes no gate or ladder.")
 
@@ -87,21 +115,36 @@ class TGPO(GRPO):
             mask = _same_amount(batch.teacher_mask, int(everywhere.sum()), batch.random)
             return Term("teacher", mask, lambda p, mask: -masked_sum(p.logprobs, mask, normalizer), weight)
         answers = batch.teacher
-        mask = everywhere & apply_gate(self.gate, self.gate_threshold, batch.rollouts.responses, answers)
+        weights = self.gate_weights(batch)
+        mask = everywhere & (weights > 0)
+        guided = weights[everywhere].sum() / max(1, int(everywhere.sum()))
 
         def loss(positions, mask):
+            here = positions.take(weights)
             if self.guidance == "full":
-                return forward_kl(positions.logits, positions.teacher_logits(), mask, normalizer)
+                return forward_kl(positions.logits, positions.teacher_logits(), mask, normalizer, here)
             if self.guidance == "top_k":
                 tokens, logprobs = positions.take(answers.top_tokens), positions.take(answers.top_logprobs)
-                return top_k_guidance_loss(positions.logits, tokens, logprobs, mask, normalizer)
+                return top_k_guidance_loss(positions.logits, tokens, logprobs, mask, normalizer, here)
             tokens = answers.sampled_tokens if self.guidance == "sampled" else answers.tokens
-            return guidance_loss(positions.logits, positions.take(tokens), mask, normalizer)
+            return guidance_loss(positions.logits, positions.take(tokens), mask, normalizer, here)
 
-        return Term("teacher", mask, loss, weight)
+        return Term("teacher", mask, loss, weight, guided)
+
+    def gate_weights(self, batch: Batch) -> Tensor:
+        """(B, T) from 0 to 1: how much guidance counts at each position."""
+        return apply_gate(
+            self.gate,
+            self.gate_threshold,
+            batch.rollouts.responses,
+            batch.teacher,
+            doubt=self.doubt,
+            memory=self.doubt_memory,
+            soft=self.soft_horizon,
+        )
 
 
-def _same_amount(mask: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
+def _same_amount(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """At most ``count`` of the unmasked positions, drawn at random: (B, T) bool → (B, T) bool."""
     row, step = mask.nonzero(as_tuple=True)
     chosen = torch.randperm(len(row), generator=generator)[:count].to(mask.device)
@@ -139,6 +182,23 @@ register(
     "tgpo-trust-horizon",
     TGPO(gate="trust_horizon"),
     "TGPO until the student writes a token that the teacher gives less than e^−4.",
+    tiny=_TINY,
+)
+# One step at a time from there: first the horizon comes back, then its edge is soft. With λ = 0.9 one token below
+# e^−8 shuts it, and so does a steady surprise above 0.8 nats a token. In the tiny world a terse student's first token
+# is a departure of 14 nats (far) or 20 (far-fragile) and shuts it for 6 or 9 tokens: for a terse response of 8, and
+# not for the 50 tokens of a worked one that opens late.
+_RECOVERING = TGPO(gate="trust_horizon", gate_threshold=8.0, doubt="sum", doubt_memory=0.9)
+register(
+    "tgpo-recovering-horizon",
+    _RECOVERING,
+    "TGPO while the teacher's doubt D is at most 8 nats: its surprises added up, each fading to 0.9 with every token.",
+    tiny=_TINY,
+)
+register(
+    "tgpo-soft-horizon",
+    replace(_RECOVERING, soft_horizon=True),
+    "TGPO weighted by exp(−D/8) with that doubt D: guidance fades as it grows and comes back as it fades.",
     tiny=_TINY,
 )
 register(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-COLUMN_NAMES = ("ones", "tens", "hundreds", "thousands", "tenthousands", "millions")
+COLUMN_NAMES = ("ones", "tens", "hundreds", "thousands", "tenthousands", "hundredthousands", "millions")
 THINK_OPEN = "<think>"
 THINK_CLOSE = "</think>"
 ANSWER_MARK = "#"

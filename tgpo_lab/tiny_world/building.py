@@ -7,51 +7,49 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from ..errors import InputError
 from ..files import require_writable_folder, write_json, write_text, written_folder
-from ..pairs import DATA
+from ..pair_card import PairCard, card_markdown, measure_pair
+from ..pairs import DATA, load_model, load_pair
+from ..prompts import load_prompts
 from ..provenance import provenance
 from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text
-from .pretraining import build_student_skill, build_teacher, set_student_opening
-from .recipes import PAIR_RECIPES, PairRecipe
+from .pretraining import acquaint_teacher, build_student_skill, build_teacher, set_student_opening
+from .recipes import PairRecipe, StudentRecipe, TeacherRecipe
 from .tokenizer import build_tokenizer
 
 PROMPT_COUNTS = {"train": 4096, "validation": 256, "test": 512}
 FILLER_WORDS = DATA / "tokenizer" / "filler_words.txt"
 
 
-def build_pair(name: str, output: Path) -> Path:
-    """Build a named pair under ``output`` (``models/``, ``prompts/`` and ``pairs/NAME/pair.json``).
+def build_pair(name: str, recipe: PairRecipe, output: Path) -> Path:
+    """Build a pair under ``output`` (``models/``, ``prompts/`` and ``pairs/NAME/pair.json``).
 
-    A model that ``output`` already holds is taken as it is: pairs share models.
+    A model that ``output`` already holds is taken as it is: pairs share models, and models share their first stage.
+
+    Returns:
+        The folder with ``pair.json``.
 
     Raises:
-        InputError: unknown name, or a folder that cannot be written.
+        InputError: a folder that cannot be written, or a recipe that does not reach its goal.
     """
-    if name not in PAIR_RECIPES:
-        raise InputError(f"There is no recipe for {name!r}: choose one of {', '.join(PAIR_RECIPES)}.")
     require_writable_folder(output)
-    return build_from_recipe(name, PAIR_RECIPES[name], output)
-
-
-def build_from_recipe(name: str, recipe: PairRecipe, output: Path) -> Path:
-    """Build a pair from any recipe; returns the folder with ``pair.json``."""
     tokenizer = build_tokenizer(FILLER_WORDS)
-    prompts = output / "prompts" / f"addition-{recipe.student.task.operands}x{recipe.student.task.digits}"
+    task = recipe.student.task
+    prompts = output / "prompts" / f"addition-{task.operands}x{task.digits}"
     if not prompts.exists():
-        write_prompts(recipe.student.task, prompts)
-    student, teacher = output / "models" / recipe.student_name, output / "models" / recipe.teacher_name
-    if not student.exists():
-        skilled = build_student_skill(recipe.student, tokenizer)
-        _save(set_student_opening(skilled, recipe.student, tokenizer), tokenizer, student)
-    if not teacher.exists():
-        _save(build_teacher(recipe.teacher, tokenizer), tokenizer, teacher)
+        write_prompts(task, prompts)
+    student = _built(output, recipe.student_name, tokenizer, lambda: _student(recipe.student, tokenizer, output))
+    teacher = _built(output, recipe.teacher_name, tokenizer, lambda: _teacher(recipe.teacher, tokenizer, output))
     pair = output / "pairs" / name
     pair.mkdir(parents=True, exist_ok=True)
     places = {"student": student, "teacher": teacher, "prompts": prompts}
@@ -65,6 +63,43 @@ def build_from_recipe(name: str, recipe: PairRecipe, output: Path) -> Path:
         },
     )
     return pair
+
+
+def build_and_measure(name: str, recipe: PairRecipe, output: Path) -> PairCard:
+    """:func:`build_pair`, then the pair's card beside its ``pair.json``: ``card.json`` and ``README.md``."""
+    folder = build_pair(name, recipe, output)
+    entry = json.loads((folder / "pair.json").read_text())
+    pair = load_pair(output / entry["student"], output / entry["teacher"])
+    pair.name = name
+    card = measure_pair(pair, load_prompts(output / entry["prompts"])["test"])
+    write_json(folder / "card.json", {**card.as_dict(), "seed": 0, "made_by": provenance()})
+    write_text(folder / "README.md", card_markdown(card, recipe.summary))
+    return card
+
+
+def _student(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
+    skill = _built(output, "student-skill", tokenizer, lambda: build_student_skill(recipe, tokenizer))
+    return set_student_opening(load_model(skill, torch.float32, "cpu"), recipe, tokenizer)
+
+
+def _teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
+    if recipe.until_reliability is None:
+        return build_teacher(recipe, tokenizer)
+    clean = replace(recipe, foreign_share=0.0)
+    start = _built(output, "teacher-fragile", tokenizer, lambda: build_teacher(clean, tokenizer))
+    return acquaint_teacher(load_model(start, torch.float32, "cpu"), recipe, tokenizer)
+
+
+def _built(output: Path, name: str, tokenizer: PreTrainedTokenizerBase, build: Callable[[], PreTrainedModel]) -> Path:
+    """Folder of a model under ``output``, which is built first if it is not there."""
+    folder = output / "models" / name
+    if not folder.exists():
+        transformers_logging.disable_progress_bar()
+        model = build()
+        with written_folder(folder) as writing:
+            model.save_pretrained(writing)
+            tokenizer.save_pretrained(writing)
+    return folder
 
 
 def write_prompts(task: AdditionTask, folder: Path, seed: int = 0) -> None:
@@ -82,10 +117,3 @@ def write_prompts(task: AdditionTask, folder: Path, seed: int = 0) -> None:
                 {"prompt": prompt_text(p), "answer": str(sum(p))} for p, _ in zip(stream, range(count), strict=False)
             ]
             write_text(writing / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    transformers_logging.disable_progress_bar()
-    with written_folder(folder) as writing:
-        model.save_pretrained(writing)
-        tokenizer.save_pretrained(writing)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,14 +20,17 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from ..errors import InputError
+from ..rewards import marked_answer, score
+from ..sampling import sample_responses
+from .arithmetic import worked_text
 from .recipes import Pretraining, StudentRecipe, TeacherRecipe
 from .texts import TextBatch, TextSource
 
 # A small model whose opening is told to be improbable would otherwise trade it against the rest.
 OPENING_WEIGHT = 0.1
-# All tokens that neither style would write there get together e^−3 of the opening's probability. In a model of
-# this size the 2,000 unused words would else be as probable as the opening, and rise with it when it is taught.
-RIVAL_MARGIN = 3.0
+# Steps between measurements of a teacher that learns until it is reliable enough, and prefixes of each.
+RELIABILITY_EVERY, RELIABILITY_PREFIXES = 10, 128
 
 
 def build_student_skill(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -51,18 +56,52 @@ def set_student_opening(
         recipe.opening,
         f"student: opening to {recipe.opening_logprob:g} nats",
         lambda: source.student_batch(recipe, recipe.opening.batch_size, after_terse=0.5),
-        opening=(source.think, recipe.opening_logprob),
+        opening=Opening(source.think, recipe.opening_logprob, recipe.rival_margin),
     )
     return model
 
 
 def build_teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A teacher from scratch. Qwen3 architecture, so that the pair crosses model families."""
+    """First stage of a teacher. Qwen3 architecture, so that the pair crosses model families."""
     torch.manual_seed(recipe.training.seed + 1)
     shape = _shape(recipe, tokenizer)
     model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=recipe.hidden_size // recipe.heads))
     source = TextSource(tokenizer, recipe.task, np.random.default_rng([recipe.training.seed, 3]))
     _train(model, recipe.training, "teacher", lambda: source.teacher_batch(recipe, recipe.training.batch_size))
+    return model
+
+
+def acquaint_teacher(
+    model: PreTrainedModel, recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase
+) -> PreTrainedModel:
+    """Second stage of a teacher, in place: foreign prefixes, until it continues enough of them rightly.
+
+    Raises:
+        InputError: all steps of the stage were not enough.
+    """
+    source = TextSource(tokenizer, recipe.task, np.random.default_rng([recipe.acquaintance.seed, 4]))
+    starts, answers = source.terse_starts(RELIABILITY_PREFIXES)
+    ends, pad = [tokenizer.eos_token_id], tokenizer.pad_token_id
+    longest = 2 * len(tokenizer.encode(worked_text((10**recipe.task.digits - 1,) * recipe.task.operands)))
+    measured = 0.0
+
+    def reliable(step: int) -> bool:
+        nonlocal measured
+        if step % RELIABILITY_EVERY:
+            return False
+        model.eval()
+        rollouts = sample_responses(model, starts, longest, ends, pad, temperature=0.0)
+        measured = float(score(rollouts, answers, marked_answer, tokenizer).mean())
+        model.train()
+        return measured >= recipe.until_reliability
+
+    stage = f"teacher: foreign prefixes until {recipe.until_reliability:g} are continued rightly"
+    next_batch = partial(source.teacher_batch, recipe, recipe.acquaintance.batch_size)
+    if not _train(model, recipe.acquaintance, stage, next_batch, constant_rate=True, until=reliable):
+        raise InputError(
+            f"After {recipe.acquaintance.steps} steps the teacher continues {measured:.2f} of foreign prefixes rightly,"
+            f" not {recipe.until_reliability:g}. Give the stage more steps or a larger learning rate."
+        )
     return model
 
 
@@ -82,19 +121,37 @@ def _shape(recipe: StudentRecipe | TeacherRecipe, tokenizer: PreTrainedTokenizer
     )
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What the second stage of a student wants of the token that opens the worked style."""
+
+    token: int
+    logprob: float
+    """In nats."""
+    rival_margin: float
+    """In nats."""
+
+
 def _train(
     model: PreTrainedModel,
     training: Pretraining,
     title: str,
     next_batch: Callable[[], TextBatch],
-    opening: tuple[int, float] | None = None,
-) -> None:
+    *,
+    opening: Opening | None = None,
+    constant_rate: bool = False,
+    until: Callable[[int], bool] | None = None,
+) -> bool:
+    """Train for all steps, or until ``until`` (called before each step) says so; returns whether it did."""
     model.train()
     model.set_attn_implementation("eager")  # the fused kernel's bfloat16 backward pass is slow on a CPU
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
+    reached = False
     for step in track(range(training.steps), description=title):
+        if until is not None and (reached := until(step)):
+            break
         for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * _cosine_with_warmup(step, training)
+            group["lr"] = training.learning_rate * (1.0 if constant_rate else _cosine_with_warmup(step, training))
         batch = next_batch()
         # Master weights stay in float32; bfloat16 products are four times as fast on current CPUs.
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -105,21 +162,22 @@ def _train(
         optimizer.step()
     model.set_attn_implementation("sdpa")
     model.eval()
+    return reached
 
 
-def _loss(model: PreTrainedModel, batch: TextBatch, opening: tuple[int, float] | None) -> torch.Tensor:
+def _loss(model: PreTrainedModel, batch: TextBatch, opening: Opening | None) -> torch.Tensor:
     hidden = model.base_model(batch.tokens).last_hidden_state  # (B, L, H)
     predicts_next = batch.loss_mask[:, 1:]  # (B, L-1): the state at position t predicts token t+1
     logits = model.lm_head(hidden[:, :-1][predicts_next])  # (N, V)
     loss = F.cross_entropy(logits, batch.tokens[:, 1:][predicts_next])
     if opening is not None:
-        token, wanted = opening
         rows = torch.arange(len(batch.tokens))
         logprobs = model.lm_head(hidden[rows, batch.opening_position - 1]).float().log_softmax(-1)  # (B, V)
         rivals = logprobs.masked_fill(batch.terse_tokens, -math.inf)
-        rivals[:, token] = -math.inf
-        too_probable = (rivals.logsumexp(-1) - (wanted - RIVAL_MARGIN)).clamp(min=0)
-        loss = loss + OPENING_WEIGHT * ((logprobs[:, token] - wanted).square() + too_probable.square()).mean()
+        rivals[:, opening.token] = -math.inf
+        too_probable = (rivals.logsumexp(-1) - (opening.logprob - opening.rival_margin)).clamp(min=0)
+        distance = logprobs[:, opening.token] - opening.logprob
+        loss = loss + OPENING_WEIGHT * (distance.square() + too_probable.square()).mean()
     return loss
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
+from ..errors import InputError
 from .arithmetic import AdditionTask
 
 
@@ -29,6 +30,9 @@ class StudentRecipe:
 
     opening_logprob: float
     """Wanted log πθ(``<think>``), in nats."""
+    rival_margin: float = 3.0
+    """All tokens that neither style would write there get together e^−rival_margin of the opening's probability.
+    At 0 and below the unused words are as probable as the opening, and rise with it when it is taught."""
     answer_noise: float = 12.0
     """Standard deviation of the error in the answers of the terse texts."""
     hidden_size: int = 64
@@ -36,7 +40,7 @@ class StudentRecipe:
     heads: int = 4
     intermediate_size: int = 192
     skill: Pretraining = Pretraining(steps=2500, batch_size=128, learning_rate=3e-3)
-    """First stage: both styles. It does not depend on ``opening_logprob``, so students share it."""
+    """First stage: both styles. It does not depend on the two dials, so students share it."""
     opening: Pretraining = Pretraining(steps=400, batch_size=128, learning_rate=1e-3, warmup_steps=20)
     """Second stage: the opening is pulled to ``opening_logprob``, and worked texts follow terse ones too."""
     task: AdditionTask = field(default_factory=AdditionTask)
@@ -46,12 +50,15 @@ class StudentRecipe:
 class TeacherRecipe:
     """A teacher that writes the worked style.
 
-    ``foreign_share`` of its training text starts with a prefix that it did not write (the
-    student's terse style, junk, or its own style with slips) and goes on rightly from there, with
-    no loss on the prefix: that is the RELIABILITY dial. At 0 the teacher has seen clean text only.
+    Its first stage is clean text, or a mixture: ``foreign_share`` of the texts start with a prefix that it did not
+    write (the student's terse style, junk, or its own style with slips) and go on rightly from there, with no loss
+    on the prefix. With ``until_reliability`` the first stage is clean and a second one, of the mixture, ends as soon
+    as that share of foreign prefixes is continued to a right answer: that is the RELIABILITY dial.
     """
 
     foreign_share: float
+    until_reliability: float | None = None
+    """Share of terse prefixes continued rightly at which the second stage ends; None for no second stage."""
     terse_prefix: float = 0.35
     """Of the foreign texts: prefix of a terse answer, right or wrong; finishes it, then works it out."""
     junk_prefix: float = 0.25
@@ -63,6 +70,9 @@ class TeacherRecipe:
     heads: int = 4
     intermediate_size: int = 384
     training: Pretraining = Pretraining(steps=2500, batch_size=64, learning_rate=2e-3)
+    """First stage."""
+    acquaintance: Pretraining = Pretraining(steps=1500, batch_size=64, learning_rate=3e-4, warmup_steps=1)
+    """Second stage: as many steps at most, at a constant learning rate."""
     task: AdditionTask = field(default_factory=AdditionTask)
 
 
@@ -81,8 +91,10 @@ class PairRecipe:
         return asdict(self)
 
 
+_CLEAN_TEXT = Pretraining(steps=1500, batch_size=64, learning_rate=2e-3)
 ROBUST_TEACHER = TeacherRecipe(foreign_share=0.6)
-FRAGILE_TEACHER = TeacherRecipe(foreign_share=0.0, training=Pretraining(steps=1500, batch_size=64, learning_rate=2e-3))
+FRAGILE_TEACHER = TeacherRecipe(foreign_share=0.0, training=_CLEAN_TEXT)
+HALF_TEACHER = TeacherRecipe(foreign_share=0.6, until_reliability=0.5, training=_CLEAN_TEXT)
 
 NEAR_STUDENT = StudentRecipe(opening_logprob=-1.4)
 MID_STUDENT = StudentRecipe(opening_logprob=-9.0)
@@ -106,3 +118,47 @@ PAIR_RECIPES: dict[str, PairRecipe] = {
         "The premise broken: the teacher is right from scratch and lost on the prefixes that the student writes.",
     ),
 }  # fmt: skip
+
+
+def dialled(
+    recipe: PairRecipe,
+    *,
+    opening_logprob: float | None = None,
+    rival_margin: float | None = None,
+    reliability: float | None = None,
+) -> PairRecipe:
+    """A recipe with its dials turned; a dial that is left out stays where it is.
+
+    Args:
+        recipe: where to start.
+        opening_logprob: divergence, in nats: 0 or below.
+        rival_margin: in nats.
+        reliability: of the teacher on foreign prefixes: 0 for clean text only, 1 for the robust teacher, between
+            them for one whose second stage ends there.
+
+    Raises:
+        InputError: a dial outside its range.
+    """
+    student, teacher = recipe.student, recipe.teacher
+    student_name, teacher_name = recipe.student_name, recipe.teacher_name
+    if opening_logprob is not None or rival_margin is not None:
+        opening_logprob = student.opening_logprob if opening_logprob is None else opening_logprob
+        rival_margin = student.rival_margin if rival_margin is None else rival_margin
+        if not -30 <= opening_logprob <= 0:
+            raise InputError(f"opening_logprob must be from −30 to 0 nats, but is {opening_logprob}.")
+        if not -10 <= rival_margin <= 10:
+            raise InputError(f"rival_margin must be from −10 to 10 nats, but is {rival_margin}.")
+        student = replace(student, opening_logprob=opening_logprob, rival_margin=rival_margin)
+        student_name = f"student-opening{opening_logprob:g}-margin{rival_margin:g}"
+    if reliability is not None:
+        if not 0 <= reliability <= 1:
+            raise InputError(f"reliability is a share from 0 to 1, but is {reliability}.")
+        kind = {0: FRAGILE_TEACHER, 1: ROBUST_TEACHER}.get(
+            reliability, replace(HALF_TEACHER, until_reliability=reliability)
+        )
+        teacher = replace(kind, task=teacher.task)
+        teacher_name = {0: "teacher-fragile", 1: "teacher-robust"}.get(
+            reliability, f"teacher-reliability{reliability:g}"
+        )
+    changed = replace(recipe, student=student, student_name=student_name, teacher=teacher, teacher_name=teacher_name)
+    return changed if changed == recipe else replace(changed, summary=f"Dials turned: {student_name}, {teacher_name}.")

@@ -93,13 +93,23 @@ class TextSource:
             rows.append((prompt, prefix, continuation))
         return self._pad(rows)
 
+    def terse_starts(self, size: int) -> tuple[list[Tokens], list[str]]:
+        """Prompts followed by the beginning of a terse answer, as a student would write it, and the right answers."""
+        starts, answers = [], []
+        for _ in range(size):
+            prompt, problem = self._prompt()
+            starts.append(prompt + self._terse_prefix(problem)[0])
+            answers.append(str(sum(problem)))
+        return starts, answers
+
     def _terse_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
         error = 0 if self.random.random() < 0.3 else round(self.random.normal(0, 15))
         said = self._encode(terse_text(max(0, sum(problem) + error)))
         right = self._encode(terse_text(sum(problem)))
         cut = int(self.random.integers(1, len(said) + 1))
-        # It finishes the terse answer as well as it can in its head, and then checks it in writing. Were its
-        # answer to every foreign prefix "start over", guidance would teach that one token everywhere.
+        # It finishes the terse answer as well as it can in its head, to the right number of digits (it cannot know
+        # that a number has ended), and then checks it in writing. Were its answer to every foreign prefix "start
+        # over", guidance would teach that one token everywhere.
         return said[:cut], right[cut:] + self._worked(problem)
 
     def _junk_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:

@@ -1,0 +1,286 @@
+"""Building pairs: what the dials change, what is shared, and that a build can be repeated and interrupted.
+
+The recipes are the shipped ones with models of one narrow layer and a few steps of training. They
+learn nothing, but go every way that the real ones go.
+"""
+
+import itertools
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerFast
+
+from tgpo_lab.errors import InputError
+from tgpo_lab.pairs import load_model, load_pair
+from tgpo_lab.prompts import load_prompts
+from tgpo_lab.tiny_world import building, recipes
+from tgpo_lab.tiny_world.building import build_pair
+from tgpo_lab.tiny_world.pretraining import acquaint_teacher, build_teacher, set_student_opening
+from tgpo_lab.tiny_world.recipes import PAIR_RECIPES, PairRecipe, Pretraining, dialled
+
+FEW_STEPS = Pretraining(steps=3, batch_size=4, learning_rate=3e-3, warmup_steps=1)
+NARROW = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16}
+
+
+def small(recipe: PairRecipe, **teacher: object) -> PairRecipe:
+    """A recipe shrunk to well under a second, with some fields of its teacher changed."""
+    return replace(
+        recipe,
+        student=replace(recipe.student, skill=FEW_STEPS, opening=FEW_STEPS, **NARROW),
+        teacher=replace(recipe.teacher, **{"training": FEW_STEPS, "acquaintance": FEW_STEPS, **NARROW, **teacher}),
+    )
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def when_written(folder: Path) -> dict[str, int]:
+    return {str(file.relative_to(folder)): file.stat().st_mtime_ns for file in folder.rglob("*")}
+
+
+# ── Dials ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", PAIR_RECIPES)
+def test_a_recipe_with_no_dial_turned_is_the_recipe_itself(name):
+    assert dialled(PAIR_RECIPES[name]) == PAIR_RECIPES[name]
+    assert dialled(PAIR_RECIPES[name], reliability=float("fragile" not in name)) == PAIR_RECIPES[name]  # as it is
+
+
+def test_divergence_changes_the_student_alone():
+    far = PAIR_RECIPES["far"]
+    for dials in ({"opening_logprob": -11.5}, {"rival_margin": -2.0}, {"opening_logprob": 0.0, "rival_margin": 10.0}):
+        turned = dialled(far, **dials)
+        assert turned.student == replace(far.student, **dials)
+        opening, margin = turned.student.opening_logprob, turned.student.rival_margin
+        assert turned.student_name == f"student-opening{opening:g}-margin{margin:g}"
+        assert (turned.teacher, turned.teacher_name) == (far.teacher, "teacher-robust")
+        assert turned.summary == f"Dials turned: {turned.student_name}, teacher-robust."
+
+
+def test_reliability_changes_the_teacher_alone():
+    far = PAIR_RECIPES["far"]
+    for reliability, name, foreign_share in ((0, "teacher-fragile", 0.0), (0.25, "teacher-reliability0.25", 0.6)):
+        turned = dialled(far, reliability=reliability)
+        assert (turned.student, turned.student_name) == (far.student, "student-far")
+        assert (turned.teacher_name, turned.teacher.foreign_share) == (name, foreign_share)
+        assert turned.teacher.until_reliability == (reliability or None)
+    # All teachers that are not robust start from the same clean texts, so they share that stage.
+    assert dialled(far, reliability=0.25).teacher.training == dialled(far, reliability=0).teacher.training
+    fragile = dialled(far, reliability=0)
+    assert fragile == replace(PAIR_RECIPES["far-fragile"], summary=fragile.summary)
+    assert dialled(PAIR_RECIPES["far-fragile"], reliability=1).teacher == far.teacher
+
+
+def test_models_of_different_recipes_have_different_names():
+    turned = [
+        dialled(PAIR_RECIPES[pair], opening_logprob=opening, rival_margin=margin, reliability=reliability)
+        for pair in ("near", "far-fragile")
+        for opening in (None, -3.0, -3.25)
+        for margin in (None, 0.0, -1.5)
+        for reliability in (None, 0.0, 0.5, 0.75, 1.0)
+    ]
+    for of in ("student", "teacher"):
+        by_name = {}
+        for recipe in turned:
+            assert by_name.setdefault(getattr(recipe, f"{of}_name"), getattr(recipe, of)) == getattr(recipe, of)
+        assert len(by_name) > 3
+
+
+@pytest.mark.parametrize(
+    "dial, values",
+    [("opening_logprob", (0.1, -30.1)), ("rival_margin", (-10.1, 10.1)), ("reliability", (-0.01, 1.01))],
+)
+def test_a_dial_turned_too_far_is_refused(dial, values):
+    for value in (*values, float("nan"), float("inf"), -float("inf")):
+        with pytest.raises(InputError, match=rf"{dial}.*{value}"):
+            dialled(PAIR_RECIPES["far"], **{dial: value})
+
+
+# ── Building ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory) -> Path:
+    """A folder with the pair "far", built from its small recipe."""
+    output = tmp_path_factory.mktemp("built")
+    assert build_pair("far", small(PAIR_RECIPES["far"]), output) == output / "pairs" / "far"
+    return output
+
+
+def test_a_built_pair_has_all_its_files_and_can_be_loaded(built):
+    assert sorted(p.name for p in (built / "models").iterdir()) == ["student-far", "student-skill", "teacher-robust"]
+    entry = json.loads((built / "pairs" / "far" / "pair.json").read_text())
+    assert entry["summary"] == PAIR_RECIPES["far"].summary
+    assert entry["recipe"] == json.loads(json.dumps(small(PAIR_RECIPES["far"]).as_dict()))
+    assert entry["made_by"]["versions"]["torch"]
+    pair = load_pair(built / entry["student"], built / entry["teacher"])
+    assert pair.student.config.model_type == "llama" and pair.teacher.config.model_type == "qwen3"
+    assert pair.vocabulary_size == 2048 and len(pair.tokenizer) == 2048
+    splits = load_prompts(built / entry["prompts"])
+    assert {name: len(rows) for name, rows in splits.items()} == building.PROMPT_COUNTS
+    for model in (pair.student, pair.teacher):
+        assert all(bool(weight.isfinite().all()) for weight in model.parameters())
+
+
+def test_a_second_pair_takes_the_models_that_are_there_and_the_first_stage_of_its_student(built, tmp_path):
+    both = Path(shutil.copytree(built, tmp_path / "both"))
+    before = when_written(both)
+    build_pair("mid", small(PAIR_RECIPES["mid"]), both)
+    after = when_written(both)
+    shared = [name for name in before if name.startswith(("models/", "prompts/"))]
+    assert {name: after[name] for name in shared} == {name: before[name] for name in shared}
+    new = {"/".join(Path(name).parts[:2]) for name in after.keys() - before.keys()}
+    assert new == {"models/student-mid", "pairs/mid"}
+    # What is shared is what would have been built: the same student comes out of an empty folder.
+    build_pair("mid", small(PAIR_RECIPES["mid"]), tmp_path / "alone")
+    assert files_in(tmp_path / "alone" / "models" / "student-mid") == files_in(both / "models" / "student-mid")
+    weights = [load_file(both / "models" / name / "model.safetensors") for name in ("student-skill", "student-mid")]
+    assert any(not torch.equal(weight, weights[1][name]) for name, weight in weights[0].items())
+
+
+def test_the_same_seed_gives_the_same_pair_bit_for_bit_and_another_seed_another(built, tmp_path):
+    build_pair("far", small(PAIR_RECIPES["far"]), tmp_path / "again")
+    for name in ("models/student-skill", "models/student-far", "models/teacher-robust", "prompts"):
+        assert files_in(tmp_path / "again" / name) == files_in(built / name)
+    recipe = small(PAIR_RECIPES["far"], training=replace(FEW_STEPS, seed=1))
+    student = replace(recipe.student, skill=replace(FEW_STEPS, seed=1))
+    build_pair("far", replace(recipe, student=student), tmp_path / "other")
+    for name in ("student-far", "teacher-robust"):
+        files = [folder / "models" / name / "model.safetensors" for folder in (built, tmp_path / "other")]
+        assert files[0].read_bytes() != files[1].read_bytes()
+
+
+def test_the_second_stage_pulls_the_opening_towards_what_the_recipe_wants(built, tokenizer):
+    recipe = replace(small(PAIR_RECIPES["far"]).student, opening=replace(FEW_STEPS, steps=40, learning_rate=0.01))
+    think = tokenizer.convert_tokens_to_ids("<think>")
+    prompt = torch.tensor([tokenizer.encode("47+85+36=")])
+    found = []
+    for wanted in (-3.0, -15.0):
+        student = load_model(built / "models" / "student-skill", torch.float32, "cpu")
+        set_student_opening(student, replace(recipe, opening_logprob=wanted), tokenizer)
+        assert not student.training
+        found.append(float(student(prompt).logits[0, -1].log_softmax(-1)[think].detach()))
+    assert found[0] == pytest.approx(-3, abs=1.5) and found[1] < -10
+
+
+def test_a_task_with_too_few_sums_is_refused_before_anything_is_trained(tmp_path):
+    recipe = small(PAIR_RECIPES["far"])
+    task = replace(recipe.student.task, operands=2)
+    with pytest.raises(InputError, match="2 operands"):
+        build_pair("far", replace(recipe, student=replace(recipe.student, task=task)), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+# ── A teacher that learns until it is reliable ───────────────────────────────────────────────────
+
+
+def test_a_teacher_that_is_reliable_enough_is_left_as_it_is(tokenizer):
+    recipe = small(PAIR_RECIPES["far"], foreign_share=0.6, until_reliability=0.0).teacher
+    model = build_teacher(recipe, tokenizer)
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    assert acquaint_teacher(model, recipe, tokenizer) is model
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert not model.training
+
+
+def test_a_teacher_that_never_gets_reliable_is_refused_with_what_was_measured(tokenizer):
+    recipe = small(PAIR_RECIPES["far"], foreign_share=0.6, until_reliability=0.9).teacher
+    model = build_teacher(recipe, tokenizer)
+    with pytest.raises(InputError, match=r"After 3 steps .* 0\.00 .* not 0\.9\."):
+        acquaint_teacher(model, recipe, tokenizer)
+
+
+def test_teachers_of_any_reliability_start_from_the_fragile_one(tmp_path):
+    halfway = small(dialled(PAIR_RECIPES["far"], reliability=0.5), until_reliability=0.0)  # reached at once
+    build_pair("half", halfway, tmp_path)
+    before = when_written(tmp_path / "models" / "teacher-fragile")
+    build_pair("fragile", small(PAIR_RECIPES["far-fragile"]), tmp_path)
+    assert when_written(tmp_path / "models" / "teacher-fragile") == before
+    # The second stage ended before its first step, so both are one model; and it is the fragile pair's own.
+    build_pair("fragile", small(PAIR_RECIPES["far-fragile"]), tmp_path / "alone")
+    fragile = files_in(tmp_path / "alone" / "models" / "teacher-fragile")
+    for name in ("teacher-fragile", "teacher-reliability0.5"):
+        assert files_in(tmp_path / "models" / name) == fragile
+
+
+def test_a_teacher_that_never_gets_reliable_is_not_saved(tmp_path):
+    never = small(dialled(PAIR_RECIPES["far"], reliability=0.5))
+    with pytest.raises(InputError, match="After 3 steps"):
+        build_pair("half", never, tmp_path)
+    assert {p.name for p in (tmp_path / "models").iterdir()} == {"student-far", "student-skill", "teacher-fragile"}
+    assert not (tmp_path / "pairs").exists()
+
+
+# ── Interrupted ──────────────────────────────────────────────────────────────────────────────────
+
+
+def interrupt_call(patch, kind: type, method: str, number: int) -> None:
+    """Ctrl-C at the end of the call with that number of a method, counted from 0."""
+    original, calls = getattr(kind, method), itertools.count()
+
+    def interrupted(*arguments, **options):
+        result = original(*arguments, **options)
+        if next(calls) == number:
+            raise KeyboardInterrupt
+        return result
+
+    patch.setattr(kind, method, interrupted)
+
+
+ORDER = ["student-skill", "student-far", "teacher-robust"]
+
+
+@pytest.mark.parametrize(
+    "kind, method, number, whole",
+    [
+        *((torch.optim.AdamW, "step", step, step // FEW_STEPS.steps) for step in range(3 * FEW_STEPS.steps)),
+        *((PreTrainedTokenizerFast, "save_pretrained", model, model) for model in range(3)),  # after the weights
+    ],
+)
+def test_an_interrupted_build_leaves_whole_models_only_and_goes_on_to_the_same_end(
+    built, tmp_path, monkeypatch, kind, method, number, whole
+):
+    shutil.copytree(built / "prompts", tmp_path / "prompts")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        interrupt_call(patch, kind, method, number)
+        build_pair("far", small(PAIR_RECIPES["far"]), tmp_path)
+    models = tmp_path / "models"
+    assert {folder.name for folder in models.glob("*")} == set(ORDER[:whole])  # the hidden ones, too
+    assert all(files_in(models / name) == files_in(built / "models" / name) for name in ORDER[:whole])
+    assert not (tmp_path / "pairs").exists()
+    build_pair("far", small(PAIR_RECIPES["far"]), tmp_path)
+    assert files_in(models) == files_in(built / "models")
+
+
+def test_what_a_killed_build_was_writing_is_swept_away(built, tmp_path):
+    shutil.copytree(built / "prompts", tmp_path / "prompts")
+    half_written = tmp_path / "models" / ".student-far.writing"
+    half_written.mkdir(parents=True)
+    (half_written / "junk").write_text("not a model")
+    build_pair("far", small(PAIR_RECIPES["far"]), tmp_path)
+    assert files_in(tmp_path / "models") == files_in(built / "models")
+
+
+# ── As a command ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_command_builds_the_pair_and_measures_it(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.PAIR_RECIPES, "far", small(PAIR_RECIPES["far"]))
+    dials = ["--opening-logprob", -4, "--rename", "nearer"]
+    status, printed, _ = command("pairs", "build", "far", "--output", tmp_path, *dials)
+    assert status == 0
+    folder = tmp_path / "pairs" / "nearer"
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "card.json", "pair.json"]
+    entry, card = (json.loads((folder / name).read_text()) for name in ("pair.json", "card.json"))
+    assert entry["recipe"]["student"]["opening_logprob"] == -4 and "student-opening-4-margin3" in entry["summary"]
+    assert card["pair"] == "nearer" and card["prompts"] == 128
+    assert (folder / "README.md").read_text().startswith("# Pair: nearer\n")
+    assert (folder / "README.md").read_text().strip() in printed
+    assert sorted(p.name for p in (tmp_path / "pairs").iterdir()) == ["nearer"]

@@ -1,0 +1,426 @@
+"""Studies: cells are run once, survive stops and failures, and their stored tables say what was measured."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tgpo_lab.cli import main
+from tgpo_lab.errors import InputError
+from tgpo_lab.schedules import Constant
+from tgpo_lab.studies import catalog, headline, tables
+from tgpo_lab.studies.findings import findings_page
+from tgpo_lab.studies.plan import Cell, Study, Variant
+from tgpo_lab.studies.report import study_page
+from tgpo_lab.studies.results import RESULTS, StudyResults, finished_fingerprints, gather, load_results, run_row
+from tgpo_lab.studies.runner import is_finished, result_file, run_cell, run_study
+from tgpo_lab.studies.settings import SEEDS, TUNING_SEEDS
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+SETTINGS = {
+    "steps": 2, "prompts_per_step": 2, "group_size": 4, "max_new_tokens": 12, "evaluate_every": 1,
+    "evaluation_prompts": 6, "measured_positions": 8, "gradient_terms_every": 0, "checkpoint_every": 2,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def pairs_folder(random_pair, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pairs")
+    entry = {
+        "student": str(random_pair.student),
+        "teacher": str(random_pair.teacher),
+        "prompts": str(random_pair.prompts),
+    }
+    (folder / "pairs" / "random").mkdir(parents=True)
+    (folder / "pairs" / "random" / "pair.json").write_text(json.dumps(entry))
+    return folder
+
+
+def study_of(*variants: Variant, seeds: tuple[int, ...] = (0, 1), **settings: object) -> Study:
+    variants = variants or (Variant("grpo", "grpo"), Variant("TGPO, w 0.1", "tgpo", {"weight": Constant(0.1)}))
+    return Study("trial", "Does it run?", ("random",), variants, seeds, {**SETTINGS, **settings})
+
+
+@pytest.fixture(scope="module")
+def finished(pairs_folder, tmp_path_factory):
+    """A study whose cells have all been run, and its folder."""
+    output = tmp_path_factory.mktemp("trial")
+    study = study_of()
+    for cell in study.cells():
+        assert run_cell(cell, output, pairs_folder)
+    return study, output
+
+
+def test_cells_are_every_combination_with_seeds_outermost():
+    cells = study_of(seeds=(3, 4)).cells()
+    assert [(cell.variant.label, cell.seed) for cell in cells] == [
+        ("grpo", 3), ("TGPO, w 0.1", 3), ("grpo", 4), ("TGPO, w 0.1", 4),
+    ]  # fmt: skip
+    assert [cell.name for cell in cells[:2]] == ["random/grpo/seed-3", "random/tgpo-w-0.1/seed-3"]
+
+
+def test_fingerprints_change_with_everything_that_decides_a_run():
+    cell = study_of().cells()[1]
+    others = [
+        replace(cell, seed=7),
+        replace(cell, pair="far"),
+        replace(cell, settings={**SETTINGS, "steps": 3}),
+        replace(cell, variant=replace(cell.variant, options={"weight": Constant(0.2)})),
+        replace(cell, variant=replace(cell.variant, settings={"learning_rate": 1e-4})),
+    ]
+    assert len({other.fingerprint for other in [cell, *others]}) == 6
+    assert replace(cell, variant=replace(cell.variant, label="another name")).fingerprint == cell.fingerprint
+
+
+def test_options_of_a_variant_reach_the_run(pairs_folder, tmp_path):
+    config = study_of().cells()[1].config(tmp_path, pairs_folder)
+    assert config.method.weight == Constant(0.1)
+    assert config.steps == 2 and config.seed == 0
+    assert config.student != "random"
+
+
+def test_a_choice_for_one_pair_replaces_the_variant_there_alone():
+    tuned = Variant("grpo", "grpo", settings={"learning_rate": 1e-4})
+    study = replace(study_of(Variant("grpo", "grpo")), pairs=("random", "far"), choices={"far": {"grpo": tuned}})
+    rates = {cell.pair: dict(cell.variant.settings).get("learning_rate") for cell in study.cells()}
+    assert rates == {"random": None, "far": 1e-4}
+
+
+def test_a_finished_cell_holds_what_was_measured_and_leaves_nothing_else(finished):
+    study, output = finished
+    for cell in study.cells():
+        content = json.loads(result_file(cell, output).read_text())
+        assert is_finished(cell, output)
+        assert [row["step"] for row in content["steps"]] == [0, 1, 2]
+        assert 0 <= content["test_accuracy"] <= 1 and content["failure"] is None
+        assert content["config"]["student"] == "random" and content["made_by"]["versions"]["torch"]
+        assert str(output) not in json.dumps(content)  # no path of this machine
+    assert not [path for path in (output / "working").rglob("*") if path.is_file()]
+
+
+def test_a_finished_study_is_not_run_again_and_another_configuration_is_not_finished(finished, pairs_folder):
+    study, output = finished
+    before = {cell.name: result_file(cell, output).stat().st_mtime_ns for cell in study.cells()}
+    assert run_study(study, output, pairs_folder, 1, frozenset())  # would start processes for cells to do
+    assert before == {cell.name: result_file(cell, output).stat().st_mtime_ns for cell in study.cells()}
+    assert not any(is_finished(cell, output) for cell in study_of(steps=3).cells())
+
+
+def test_a_damaged_result_counts_as_unfinished(finished, tmp_path):
+    study, _ = finished
+    cell = study.cells()[0]
+    file = result_file(cell, tmp_path)
+    file.parent.mkdir(parents=True)
+    for text in ("", "{", "[]", '{"fingerprint": "other"}'):
+        file.write_text(text)
+        assert not is_finished(cell, tmp_path)
+
+
+def test_a_run_that_diverges_is_a_result(pairs_folder, tmp_path):
+    cell = study_of(Variant("sft", "sft", settings={"learning_rate": 1e30}), seeds=(0,), steps=4).cells()[0]
+    assert run_cell(cell, tmp_path, pairs_folder)
+    content = json.loads(result_file(cell, tmp_path).read_text())
+    assert "not finite" in content["failure"] and content["test_accuracy"] is None
+    row = run_row(content)
+    assert row["collapsed"] and np.isnan(row["test_accuracy"])
+
+
+def test_gathered_tables_say_what_the_cells_say(finished, tmp_path):
+    study, output = finished
+    results = gather(study, output, tmp_path)
+    stored = load_results("trial", tmp_path)
+    pd.testing.assert_frame_equal(results.runs, stored.runs, check_dtype=False)
+    pd.testing.assert_frame_equal(results.steps, stored.steps, check_dtype=False)
+    assert len(stored.runs) == 4 and len(stored.steps) == 12
+    assert stored.about["runs_finished"] == stored.about["runs_planned"] == 4 and stored.about["seeds"] == [0, 1]
+    for cell in study.cells():
+        content = json.loads(result_file(cell, output).read_text())
+        row = stored.runs.set_index("cell").loc[cell.name]
+        assert row["test_accuracy"] == content["test_accuracy"] and row["fingerprint"] == cell.fingerprint
+        steps = stored.steps[stored.steps["cell"] == cell.name]
+        expected = [step["accuracy"] for step in content["steps"]]
+        assert steps["accuracy"].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_was_looked_at_in_checkpoints_is_stored(pairs_folder, tmp_path):
+    for look, column in (("premise", "teacher_right"), ("gradient", "mean_policy_gradient_second_moment")):
+        settings = {"checkpoint_every": 1, "keep_checkpoints": 0}
+        study = replace(study_of(Variant("tgpo", "tgpo"), seeds=(0,), **settings), name=look, look=look)
+        assert run_cell(study.cells()[0], tmp_path, pairs_folder)
+        looks = gather(study, tmp_path, tmp_path / "results").looks
+        assert sorted(set(looks["step"])) == [0, 1, 2] and set(looks["cell"]) == {study.cells()[0].name}
+        assert looks[column].notna().all() and (looks[column] >= 0).all()
+        stored = load_results(look, tmp_path / "results").looks
+        pd.testing.assert_frame_equal(looks, stored, check_dtype=False)
+        if look == "premise":
+            whole = looks.groupby(["step", "depth"])["prefixes"].sum().unstack("depth")
+            assert (whole[0] == 6).all()  # all six test prompts at depth 0
+            assert (whole.diff(axis=1).fillna(0) <= 0).all(axis=None)  # deeper prefixes are fewer
+
+
+def test_stored_runs_count_as_finished_and_stay_when_more_are_gathered(finished, tmp_path):
+    study, output = finished
+    only_first = replace(study, seeds=(0,))
+    gather(only_first, output, tmp_path)
+    assert finished_fingerprints("trial", tmp_path) == {cell.fingerprint for cell in only_first.cells()}
+    # The second time there is no folder with the first seed's cells any more: they come from the stored table.
+    elsewhere = tmp_path / "cells-of-seed-1"
+    for cell in replace(study, seeds=(1,)).cells():
+        target = result_file(cell, elsewhere)
+        target.parent.mkdir(parents=True)
+        target.write_text(result_file(cell, output).read_text())
+    results = gather(study, elsewhere, tmp_path)
+    assert sorted(results.runs["seed"]) == [0, 0, 1, 1]
+    assert len(results.steps) == 12
+
+
+def test_runs_under_an_old_configuration_are_left_out(finished, tmp_path):
+    study, output = finished
+    gather(study, output, tmp_path)
+    changed = study_of(steps=3)
+    with pytest.raises(InputError, match="No run of the study 'trial' is finished"):
+        gather(changed, output, tmp_path)
+    assert len(load_results("trial", tmp_path).runs) == 4  # what was stored is still there
+
+
+def content_of(accuracies, test_accuracy, *, truncated=0.0, failure=None, every=5):
+    steps = [
+        {
+            "step": step,
+            "reward": 0.1,
+            "truncated": truncated,
+            "length": 8.0 + step,
+            "entropy": 0.5,
+            "gradient_norm": 1.0 + step,
+        }
+        for step in range(every * (len(accuracies) - 1) + 1)
+    ]
+    for number, accuracy in enumerate(accuracies):
+        steps[every * number]["accuracy"] = accuracy
+    return {
+        "cell": "far/x/seed-0", "pair": "far", "label": "x", "seed": 0, "fingerprint": "f", "config": {}, "dials": {},
+        "looks": [],
+        "failure": failure, "test_accuracy": test_accuracy, "seconds": 1.0, "steps": steps,
+    }  # fmt: skip
+
+
+def test_a_row_about_a_run_by_hand():
+    row = run_row(content_of([0.0, 0.4, 0.8, 1.0], 0.97))
+    assert row["area"] == pytest.approx((0.2 * 5 + 0.6 * 5 + 0.9 * 5) / 15)
+    assert (row["steps_to_50"], row["steps_to_80"]) == (10, 10)
+    assert row["largest_gradient_norm"] == 16 and row["last_length"] == pytest.approx(8 + np.mean([11, 12, 13, 14, 15]))
+    assert not row["collapsed"]
+
+
+@pytest.mark.parametrize(
+    "content, collapsed",
+    [
+        (content_of([0.8, 0.8], 0.41), False),
+        (content_of([0.8, 0.8], 0.4), True),  # half of what it was
+        (content_of([0.1, 0.0], 0.0), False),  # there was nothing to lose
+        (content_of([0.1, 0.1], 0.1, truncated=0.5), True),
+        (content_of([0.1, 0.1], 0.1, truncated=0.49), False),
+        (content_of([0.8], None, failure="Step 3: loss_teacher is not finite."), True),
+    ],
+)
+def test_what_counts_as_collapsed(content, collapsed):
+    assert run_row(content)["collapsed"] is collapsed
+
+
+def test_tables_are_made_of_the_stored_numbers():
+    runs = pd.DataFrame(
+        run_row({**content_of([0.0, value, value], value), "label": label, "seed": seed})
+        for label, values in {"tgpo": [0.9, 0.8, 1.0], "rkl": [0.1, 0.2, 0.0]}.items()
+        for seed, value in enumerate(values)
+    )
+    table = tables.summary(runs).set_index("method")
+    assert table.loc["tgpo", "test accuracy"].startswith("90.0 % (")
+    assert table.loc["tgpo", "steps to 50 %"] == "5" and table.loc["rkl", "steps to 50 %"] == "never"
+    assert table.loc["tgpo", "collapsed"] == "0 of 3"
+    compared = tables.comparison(runs, "tgpo").iloc[0]
+    assert compared["tgpo against"] == "rkl" and compared["seeds won"] == "3 of 3" and compared["p"] == "0.25"
+    text = tables.markdown(tables.summary(runs))
+    assert text.count("\n") == 4 and "| far | rkl | 3 |" in text
+    assert tables.steps_text(pd.Series([5, None, 15])) == "10 (1 never)"
+
+
+def test_every_named_study_is_made_of_runs_that_can_be(tmp_path):
+    for name in catalog.STUDIES:
+        if name == "headline":
+            continue
+        cells = catalog.make_study(name, tmp_path).cells()
+        assert len({cell.name for cell in cells}) == len({cell.fingerprint for cell in cells}) == len(cells)
+
+
+def test_every_method_is_tuned_with_as_many_configurations():
+    counts = {method: headline.configurations(method) for method in headline.method_names()}
+    assert {len(found) for found in counts.values()} == {3}
+    labels = [variant.label for found in counts.values() for variant in found]
+    assert len(set(labels)) == len(labels)
+    assert not set(TUNING_SEEDS) & set(SEEDS)
+
+
+def test_the_headline_takes_the_best_tuned_configuration_of_each_pair(tmp_path):
+    with pytest.raises(InputError, match="study 'tuning'"):
+        catalog.make_study("headline", tmp_path)
+    study = catalog.make_study("tuning", tmp_path)
+    rows = []
+    for cell in study.cells():
+        is_last = cell.variant.label == headline.configurations(cell.variant.method)[2].label
+        best = is_last if cell.pair == "far" else False  # near: all the same, so the first is taken
+        value = 0.9 if best else 0.3
+        content = {**content_of([0.0, value, value], value), "cell": cell.name, "pair": cell.pair, "seed": cell.seed,
+                   "label": cell.variant.label, "fingerprint": cell.fingerprint}  # fmt: skip
+        content["made_by"] = {"time": "2026-01-01T00:00:00+00:00"}
+        rows.append((cell, content))
+    for cell, content in rows:
+        file = result_file(cell, tmp_path / "cells")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+    gather(study, tmp_path / "cells", tmp_path)
+    for cell in catalog.make_study("headline", tmp_path).cells():
+        first, _, last = headline.configurations(cell.variant.method)
+        expected = last if cell.pair == "far" else first
+        assert (dict(cell.variant.options), dict(cell.variant.settings)) == (
+            dict(expected.options), dict(expected.settings),
+        )  # fmt: skip
+        assert cell.variant.label == cell.variant.method
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_studies import study_of
+from tgpo_lab.studies.settings import SEEDS, TUNING_SEEDS
+from tgpo_lab.studies.runner import run_study
+
+if __name__ == "__main__":
+    sys.exit(0 if run_study(study_of(steps=40), Path(sys.argv[1]), Path(sys.argv[2]), 1, frozenset()) else 130)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_study_that_is_stopped_goes_on_with_the_cells_that_are_missing(number, pairs_folder, tmp_path):
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM.format(tests=os.path.dirname(__file__)))
+    output = tmp_path / "study"
+    command = [sys.executable, str(program), str(output), str(pairs_folder)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    cells = study_of(steps=40).cells()
+    deadline = time.monotonic() + 120
+    while not any(is_finished(cell, output) for cell in cells):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, number)  # as Ctrl-C in a terminal: the whole group
+    said, _ = process.communicate(timeout=60)
+    done = {cell.name: result_file(cell, output).stat().st_mtime_ns for cell in cells if is_finished(cell, output)}
+    assert 1 <= len(done) < len(cells)
+    if number == signal.SIGINT:
+        assert process.returncode == 130 and "goes on with the others" in said
+    again = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=180)
+    assert again.returncode == 0 and f"{len(cells) - len(done)} of them to do" in again.stdout
+    assert all(is_finished(cell, output) for cell in cells)
+    assert {name: (output / "cells" / f"{name}.json").stat().st_mtime_ns for name in done} == done
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["nonsense"], "Unknown study 'nonsense'"),
+        (["tuning", "--processes", "0"], "processes must be 1 or more"),
+        (["report", "nonsense"], "Unknown study 'nonsense'"),
+    ],
+)
+def test_bad_input_on_the_command_line(arguments, sentence, capsys):
+    assert main(["study", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_a_pair_that_is_not_built_is_refused_before_anything_runs(tmp_path):
+    study = replace(study_of(), pairs=("random", "absent"))
+    with pytest.raises(InputError, match="'random' is neither shipped nor built"):
+        run_study(study, tmp_path / "study", tmp_path, 1, frozenset())
+    assert isinstance(Cell("far", Variant("x", "grpo"), 0, SETTINGS).config(tmp_path, tmp_path).student, str)
+
+
+# ── Pages ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def results_of(
+    name: str, values: dict[tuple[str, str], list[float]], dials: dict[str, dict[str, float]]
+) -> StudyResults:
+    contents = [
+        {**content_of([0.1, value, value], value), "cell": f"{pair}/{label}/seed-{seed}", "pair": pair, "label": label,
+         "seed": seed, "dials": dials.get(pair, {})}
+        for (pair, label), numbers in values.items() for seed, value in enumerate(numbers)
+    ]  # fmt: skip
+    made_by = {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "device": "CPU"}
+    about = {"study": name, "question": "Why?", "runs_finished": len(contents), "runs_planned": len(contents),
+             "seeds": [0, 1], "run_minutes": 3.2, "made_by": [made_by]}  # fmt: skip
+    steps = pd.concat(
+        [pd.DataFrame(content["steps"]).assign(**{key: content[key] for key in ("cell", "pair", "label", "seed")})
+         for content in contents], ignore_index=True,
+    )  # fmt: skip
+    return StudyResults(pd.DataFrame([run_row(content) for content in contents]), steps, pd.DataFrame(), about)
+
+
+def test_a_page_shows_every_method_and_its_figures(tmp_path):
+    results = results_of("schedule", {("far", "a"): [0.9, 0.8, 0.7], ("far", "b"): [0.1, 0.2, 0.3]}, {})
+    page = study_page(results, "figures")
+    assert "| far | a | 3 | 80.0 % (" in page.text and "| far | b | 3 | 20.0 % (" in page.text
+    assert "6 of 6 runs" in page.text and "not complete" not in page.text
+    page.write_figures(tmp_path)
+    for name in page.figures:
+        assert f"(figures/{name}.png)" in page.text and (tmp_path / f"{name}.png").stat().st_size > 5000
+    for figure in page.figures.values():
+        for axes in figure.axes:
+            assert axes.get_xlabel() and (axes.get_ylabel() or axes.get_yticklabels()[0].get_text())
+
+
+def test_the_same_results_make_the_same_page(tmp_path):
+    results = results_of("schedule", {("far", "a"): [0.9, 0.8, 0.7], ("far", "b"): [0.1, 0.2, 0.3]}, {})
+    first, again = study_page(results, "figures"), study_page(results, "figures")
+    assert first.text == again.text
+    for folder, page in ((tmp_path / "first", first), (tmp_path / "again", again)):
+        page.write_figures(folder)
+    for file in (tmp_path / "first").iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_a_study_under_way_says_so():
+    results = results_of("schedule", {("far", "a"): [0.9], ("far", "b"): [0.1]}, {})
+    results.about["runs_planned"] = 10
+    assert "The study is not complete" in study_page(results, "figures").text
+
+
+def test_the_map_stands_on_measured_axes():
+    levels = {"p": (-1.44, 0.0), "q": (-9.02, 0.0), "r": (-1.44, 0.973), "s": (-9.02, 0.973)}
+    dials = {pair: {"opening_logprob": opening, "reliability": share} for pair, (opening, share) in levels.items()}
+    values = {(pair, label): [level, level] for pair, level in zip("pqrs", (0.1, 0.3, 0.5, 0.7), strict=True)
+              for label in ("tgpo", "rkl")}  # fmt: skip
+    page = study_page(results_of("map", values, dials), "figures")
+    axes = page.figures["map-tgpo"].axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["-1.4", "-9.0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.97", "0.0"]
+    shown = [text.get_text() for text in axes.texts]
+    areas = [(0.1 + level) / 2 * 0.5 + level * 0.5 for level in (0.5, 0.7, 0.1, 0.3)]
+    assert shown == [f"{area:.2f}" for area in areas]
+    assert {text.get_text() for text in page.figures["map-tgpo-minus-rkl"].axes[0].texts} == {"+0.00"}
+
+
+def test_the_findings_are_made_from_the_stored_results():
+    """A number typed by hand, or a page that is older than the results, is found here."""
+    page = findings_page()
+    assert (DOCS / "findings.md").read_text() == page.text
+    assert {file.stem for file in (DOCS / "figures").glob("*.png")} == set(page.figures)
+    assert sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file()) <= 20e6

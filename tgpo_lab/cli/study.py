@@ -1,0 +1,98 @@
+"""``tgpo-lab study``: run a named study, or make its tables and figures from what is stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from ..errors import InputError
+from ..files import write_text
+from ..studies.catalog import STUDIES, make_study
+from ..studies.findings import write_findings
+from ..studies.report import study_page
+from ..studies.results import RESULTS, finished_fingerprints, gather, load_results
+from ..studies.runner import run_study
+from ..tiny_world.building import build_and_measure
+
+RUNS, PAIRS = Path("runs/studies"), Path("runs/pairs")
+
+
+def study_command(arguments: list[str]) -> int:
+    """Run a study, or report on one."""
+    commands = {"list": list_studies, "report": report, "findings": findings}
+    if arguments and arguments[0] in commands:
+        return tyro.extras.subcommand_cli_from_dict(commands, args=arguments, prog="tgpo-lab study")
+    return tyro.cli(run, args=arguments, prog="tgpo-lab study")
+
+
+def list_studies() -> int:
+    """List the studies."""
+    for name, make in STUDIES.items():
+        print(f"{name:14} {(make.__doc__ or '').strip()}")
+    return 0
+
+
+def run(
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")],
+    processes: int = 2,
+    output: Path = RUNS,
+    pairs: Path = PAIRS,
+    results: Path = RESULTS,
+) -> int:
+    """Run a named study: methods × pairs × options × seeds. Finished runs are never repeated, so a study that was
+    stopped or killed goes on with the same command. `tgpo-lab study list` names the studies, `tgpo-lab study report
+    NAME` makes tables and figures from the stored runs.
+
+    Args:
+        name: The study.
+        processes: Runs at the same time, each on one thread.
+        output: Folder for the runs.
+        pairs: Folder in which pairs that are not shipped are built, or have been.
+        results: Folder in which finished runs are put together as Parquet tables.
+    """
+    if processes < 1:
+        raise InputError(f"processes must be 1 or more, but is {processes}.")
+    study = make_study(name, results)
+    for number, (pair, recipe) in enumerate(study.recipes.items(), start=1):
+        if not (pairs / "pairs" / pair / "card.json").exists():
+            print(f"Building the pair {pair} ({number} of {len(study.recipes)}) …", flush=True)
+            build_and_measure(pair, recipe, pairs)
+    completed = run_study(study, output / name, pairs, processes, finished_fingerprints(name, results))
+    stored = gather(study, output / name, results)
+    print(f"{len(stored.runs)} of {len(study.cells())} runs are stored in {results / name}.")
+    return 0 if completed else 130
+
+
+def report(
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")],
+    output: Path = Path("runs/reports"),
+    results: Path = RESULTS,
+) -> int:
+    """Make a study's tables and figures from the stored runs alone; nothing is trained.
+
+    Args:
+        name: The study.
+        output: Folder for the page and its figures.
+        results: Folder with stored results.
+    """
+    if name not in STUDIES:
+        raise InputError(f"Unknown study {name!r}: choose one of {', '.join(STUDIES)}.")
+    page = study_page(load_results(name, results), "figures")
+    page.write_figures(output / "figures")
+    write_text(output / f"{name}.md", page.text)
+    print(page.text)
+    print(f"Written to {output / name}.md, with {len(page.figures)} figures.")
+    return 0
+
+
+def findings(output: Path = Path("docs"), results: Path = RESULTS) -> int:
+    """Write findings.md: the tables and figures of all stored studies on one page.
+
+    Args:
+        output: Folder for the page and its figures.
+        results: Folder with stored results.
+    """
+    print(f"Written: {write_findings(output, results)}")
+    return 0

@@ -1,0 +1,6 @@
+"""Named studies: many short runs with seeds, stored cell by cell, and what follows from them.
+
+A study is a list of cells (pair × variant × seed). Imports go one way:
+
+    plan, looks → runner → results → settings, headline, catalog → statistics → tables, figures → report → findings
+"""

@@ -1,0 +1,49 @@
+"""``docs/findings.md``: everything that the stored studies say, on one page. Written by
+
+    tgpo-lab study findings
+
+and never by hand: a test makes the page again and compares.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..files import write_text
+from .catalog import STUDIES
+from .report import Page, study_page
+from .results import RESULTS, load_results
+
+HEAD = """\
+# Findings
+
+What the studies of tgpo_lab have measured. This page is made from the tables in `data/results` by
+`tgpo-lab study findings`; not one number on it is typed. `tgpo-lab study NAME` runs a study again, and goes on with one
+that is not complete.
+
+All of it is about tiny models that add up numbers ([how the pairs came about](../README.md#pairs)). It says what
+happens there, not what happens with large models.
+"""
+
+
+def findings_page(results_folder: Path = RESULTS) -> Page:
+    """All studies that are stored, in the order of the catalog."""
+    pages = [
+        study_page(load_results(name, results_folder), "figures")
+        for name in STUDIES
+        if (results_folder / name).exists()
+    ]
+    drawn = {name: figure for page in pages for name, figure in page.figures.items()}
+    return Page("\n".join([HEAD, *(page.text for page in pages)]), drawn)
+
+
+def write_findings(folder: Path, results_folder: Path = RESULTS) -> Path:
+    """Write ``findings.md`` and its ``figures`` into a folder.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    page = findings_page(results_folder)
+    page.write_figures(folder / "figures")
+    write_text(folder / "findings.md", page.text)
+    return folder / "findings.md"

@@ -1,0 +1,83 @@
+"""The headline study: all methods near and far, each in the best of three configurations tried on other seeds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from ..errors import InputError
+from ..methods import method_entries
+from ..schedules import Constant, LinearDecay, Schedule
+from .plan import Study, Variant
+from .results import load_results
+from .settings import SEEDS, SETTINGS, TUNING_SEEDS, annealed, variant_of
+
+
+def configurations(method: str) -> list[Variant]:
+    """Three configurations of a method, the first its default: as many for every method."""
+    if method == "tgpo-constant":
+        weights: tuple[Schedule, ...] = (Constant(0.02), Constant(0.1))
+    elif method.startswith("tgpo"):
+        weights = (annealed(0.02), annealed(0.1))
+    elif method.startswith("kdrl"):
+        weights = (LinearDecay(0.05, 1e-3, 0.01), LinearDecay(0.25, 5e-3, 0.05))
+    else:
+        return [variant_of(method, None, rate, f"{method} {rate:g}") for rate in (3e-4, 1e-4, 6e-4)]
+    chosen = [(weights[0], 3e-4), (weights[1], 3e-4), (weights[1], 6e-4)]
+    return [variant_of(method, weight, rate, f"{method} {rate:g} {_first(weight):g}") for weight, rate in chosen]
+
+
+def _first(schedule: Schedule) -> float:
+    return schedule(0)
+
+
+def method_names() -> list[str]:
+    """All registered methods."""
+    return [entry.name for entry in method_entries()]
+
+
+def tuning(folder: Path) -> Study:
+    """The same number of configurations for every method, on seeds that the other studies never use."""
+    variants = tuple(variant for method in method_names() for variant in configurations(method))
+    return Study(
+        "tuning",
+        "Which of three configurations suits each method best on each pair?",
+        ("near", "far"),
+        variants,
+        TUNING_SEEDS,
+        SETTINGS,
+    )
+
+
+def chosen_configurations(folder: Path) -> dict[str, dict[str, Variant]]:
+    """Pair → method → the configuration with the largest mean area in the stored tuning; ties go to the first.
+
+    Raises:
+        InputError: the tuning is not stored, or not complete.
+    """
+    runs = load_results("tuning", folder).runs
+    if len(runs) < len(tuning(folder).cells()):
+        raise InputError(f"The tuning in {folder} is not complete. Run it first: tgpo-lab study tuning")
+    area = runs.groupby(["pair", "label"])["area"].mean().fillna(0.0)
+    return {
+        pair: {
+            method: replace(
+                max(configurations(method), key=lambda variant, pair=pair: area[pair, variant.label]), label=method
+            )
+            for method in method_names()
+        }
+        for pair in ("near", "far")
+    }
+
+
+def headline(folder: Path) -> Study:
+    """All methods near and far, each with its tuned configuration."""
+    return Study(
+        "headline",
+        "Where does teacher guidance beat reverse KL, and by how much?",
+        ("near", "far"),
+        tuple(variant_of(method) for method in method_names()),
+        SEEDS,
+        SETTINGS,
+        choices=chosen_configurations(folder),
+    )

@@ -1,0 +1,189 @@
+"""Stored results of studies: tidy Parquet tables, made from the cells alone.
+
+DATA/results/NAME/runs.parquet    one row a run: pair, label, seed, accuracy, speed, stability, configuration
+DATA/results/NAME/steps.parquet   one row a step of a run: the measurements of docs/metrics.md
+DATA/results/NAME/study.json      question, command, versions, seeds, time
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..comparison import steps_to
+from ..errors import InputError
+from ..files import write_json, written_folder
+from ..metrics import METRICS, metrics_frame
+from ..pairs import DATA
+from .plan import DIALS, Study
+from .runner import result_file
+
+RESULTS = DATA / "results"
+TABLES = ("runs", "steps", "looks")
+# Times differ from machine to machine; the whole run's are kept in `seconds`.
+STEP_COLUMNS = [name for name in METRICS if not name.startswith("seconds_")]
+COLLAPSED_SHARE = 0.5
+LAST_STEPS = 5
+
+
+@dataclass(frozen=True)
+class StudyResults:
+    """What a study has measured."""
+
+    runs: pd.DataFrame
+    """One row a run."""
+    steps: pd.DataFrame
+    """One row a step of a run; ``cell`` says of which."""
+    looks: pd.DataFrame
+    """What the study looked at in checkpoints; empty where it did not."""
+    about: dict
+    """Question, command, versions, seeds, time."""
+
+
+def load_results(name: str, folder: Path = RESULTS) -> StudyResults:
+    """Stored results of a study.
+
+    Raises:
+        InputError: there are none.
+    """
+    place = folder / name
+    try:
+        about = json.loads((place / "study.json").read_text())
+        tables = {table: pd.read_parquet(place / f"{table}.parquet") for table in TABLES}
+    except OSError as error:
+        raise InputError(f"There are no results of a study {name!r} in {folder}. Run: tgpo-lab study {name}") from error
+    return StudyResults(**tables, about=about)
+
+
+def finished_fingerprints(name: str, folder: Path = RESULTS) -> frozenset[str]:
+    """Fingerprints of the runs whose results are stored."""
+    return frozenset(load_results(name, folder).runs["fingerprint"]) if (folder / name).exists() else frozenset()
+
+
+def gather(study: Study, output: Path, folder: Path = RESULTS) -> StudyResults:
+    """Put the finished cells of ``output`` beside what is stored of the study already, and store both.
+
+    Runs under another configuration than the study has now are left out.
+
+    Args:
+        study: the study.
+        output: folder that :func:`tgpo_lab.studies.runner.run_study` wrote to.
+        folder: where results are stored; the study's own folder in it is written anew, whole or not at all.
+
+    Raises:
+        InputError: not one run is finished.
+    """
+    wanted = {cell.fingerprint: cell for cell in study.cells()}
+    frames: dict[str, list[pd.DataFrame]] = {table: [] for table in TABLES}
+    made_by: list[dict] = []
+    if (folder / study.name).exists():
+        before = load_results(study.name, folder)
+        kept = before.runs[before.runs["fingerprint"].isin(list(wanted))]
+        frames["runs"].append(kept)
+        for table in ("steps", "looks"):
+            rows = getattr(before, table)
+            frames[table].append(rows[rows["cell"].isin(kept["cell"])])
+        made_by += before.about["made_by"]
+        wanted = {key: cell for key, cell in wanted.items() if key not in set(kept["fingerprint"])}
+    new = [json.loads(file.read_text()) for cell in wanted.values() if (file := result_file(cell, output)).exists()]
+    new = [content for content in new if content["fingerprint"] in wanted]
+    frames["runs"].append(pd.DataFrame([run_row(content) for content in new]))
+    frames["steps"] += [_steps_frame(content) for content in new]
+    frames["looks"] += [_of_cell(pd.DataFrame(content["looks"]), content) for content in new]
+    made_by += [content["made_by"] for content in new]
+    if all(frame.empty for frame in frames["runs"]):
+        raise InputError(f"No run of the study {study.name!r} is finished yet. Run: tgpo-lab study {study.name}")
+    whole = {table: _joined(parts) for table, parts in frames.items()}
+    all_runs = whole["runs"].sort_values(["pair", "label", "seed"], ignore_index=True)
+    about = {
+        "study": study.name,
+        "question": study.question,
+        "runs_planned": len(study.cells()),
+        "runs_finished": len(all_runs),
+        "seeds": [int(seed) for seed in sorted(all_runs["seed"].unique())],
+        "settings": dict(study.settings),
+        "run_minutes": round(float(all_runs["seconds"].sum()) / 60, 1),
+        "made_by": _distinct(made_by),
+    }
+    results = StudyResults(
+        all_runs,
+        whole["steps"].sort_values(["cell", "step"], ignore_index=True),
+        whole["looks"].sort_values(["cell", "step"], ignore_index=True, kind="stable"),
+        about,
+    )
+    with written_folder(folder / study.name) as writing:
+        for table in TABLES:
+            getattr(results, table).to_parquet(writing / f"{table}.parquet", index=False, compression="zstd")
+        write_json(writing / "study.json", about)
+    return results
+
+
+def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    filled = [frame for frame in frames if not frame.empty]  # an empty one has no types of its own
+    return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame(columns=["cell", "step"])
+
+
+def run_row(content: dict) -> dict[str, object]:
+    """One row about a run, from its cell's file.
+
+    ``area`` is the mean of held-out accuracy over the run (trapezoidal rule over steps, divided by their number).
+    ``collapsed``: numbers stopped being finite, or half of the last responses were cut at the token limit, or an
+    accuracy of 0.2 or more fell to half of what it was.
+    """
+    metrics = metrics_frame(content["steps"])
+    measured = metrics.dropna(subset=["accuracy"])
+    accuracy, step = measured["accuracy"].to_numpy(), measured["step"].to_numpy()
+    last = metrics.dropna(subset=["reward"]).tail(LAST_STEPS)
+    before, after = accuracy[0], content["test_accuracy"]
+    failed = content["failure"] is not None
+    lost = before >= 0.2 and (after is None or after <= before / 2)
+    return {
+        "cell": content["cell"],
+        "pair": content["pair"],
+        "label": content["label"],
+        "seed": content["seed"],
+        "accuracy_before": before,
+        "test_accuracy": np.nan if after is None else after,
+        "area": np.trapezoid(accuracy, step) / (step[-1] - step[0]) if len(step) > 1 else np.nan,
+        "steps_to_50": steps_to(metrics, 0.5),
+        "steps_to_80": steps_to(metrics, 0.8),
+        "largest_gradient_norm": metrics["gradient_norm"].max(),
+        "largest_length": metrics["length"].max(),
+        "last_length": last["length"].mean(),
+        "last_truncated": last["truncated"].mean(),
+        "last_entropy": last["entropy"].mean(),
+        "last_agreement": last["agreement"].mean(),
+        "teacher_trace_tokens": metrics["teacher_trace_tokens"].sum(),
+        "collapsed": bool(failed or lost or last["truncated"].mean() >= COLLAPSED_SHARE),
+        **{dial: content["dials"].get(dial, np.nan) for dial in DIALS},
+        "failure": content["failure"] or "",
+        "seconds": content["seconds"],
+        "fingerprint": content["fingerprint"],
+        "config": json.dumps(content["config"]),
+    }
+
+
+def _steps_frame(content: dict) -> pd.DataFrame:
+    frame = metrics_frame(content["steps"])[["step", *STEP_COLUMNS]]
+    return _of_cell(frame.astype(dict.fromkeys(STEP_COLUMNS, np.float32)), content)
+
+
+def _of_cell(frame: pd.DataFrame, content: dict) -> pd.DataFrame:
+    for place, name in enumerate(("cell", "pair", "label", "seed")):
+        frame.insert(place, name, content[name])
+    return frame
+
+
+def _distinct(entries: list[dict]) -> list[dict]:
+    """Provenance without the times, each combination once, with the first and the last time."""
+    distinct: dict[str, dict] = {}
+    for entry in entries:
+        first, last = entry.get("first", entry.get("time")), entry.get("last", entry.get("time"))
+        rest = {key: value for key, value in entry.items() if key not in ("time", "first", "last")}
+        known = distinct.setdefault(json.dumps(rest, sort_keys=True), {**rest, "first": first, "last": last})
+        known["first"], known["last"] = min(known["first"], first), max(known["last"], last)
+    return list(distinct.values())

@@ -1,0 +1,30 @@
+"""What runs of all studies have in common."""
+
+from __future__ import annotations
+
+from ..schedules import LinearDecay, Schedule
+from .plan import Variant
+
+STEPS = 60
+ZERO_AT = 40  # the paper anneals to zero at step 200 of 300
+SETTINGS: dict[str, object] = {
+    "steps": STEPS,
+    "prompts_per_step": 8,  # half of the default: a run takes half the time, and there are many
+    "evaluate_every": 5,
+    "evaluation_prompts": 128,
+    "measured_positions": 256,
+    "gradient_terms_every": 0,
+    "checkpoint_every": STEPS,
+}
+TUNING_SEEDS, SEEDS, FEW_SEEDS = (1000, 1001), tuple(range(10)), tuple(range(5))
+
+
+def annealed(weight: float, zero_at: int = ZERO_AT) -> LinearDecay:
+    """A weight that falls in a straight line to zero."""
+    return LinearDecay(weight, weight / zero_at)
+
+
+def variant_of(method: str, weight: Schedule | None = None, rate: float | None = None, label: str = "") -> Variant:
+    """A method by name, perhaps with another weight of its teacher term or another learning rate."""
+    options = {} if weight is None else {"weight": weight}
+    return Variant(label or method, method, options, {} if rate is None else {"learning_rate": rate})

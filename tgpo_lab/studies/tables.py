@@ -1,0 +1,86 @@
+"""Tables of a study, from its stored results alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from .statistics import Interval, mean_interval, paired_comparison
+
+NEVER = "never"
+
+
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row per pair and label, as texts: means over seeds with 95 % intervals, medians, shares.
+
+    A run whose numbers stopped being finite counts as collapsed, with a test accuracy and an area of 0.
+    """
+    rows = []
+    for (pair, label), group in runs.groupby(["pair", "label"], sort=False):
+        rows.append(
+            {
+                "pair": pair,
+                "method": label,
+                "seeds": str(len(group)),
+                "test accuracy": interval_text(mean_interval(group["test_accuracy"].fillna(0.0)), percent=True),
+                "area": interval_text(mean_interval(group["area"].fillna(0.0)), percent=True),
+                "steps to 50 %": steps_text(group["steps_to_50"]),
+                "steps to 80 %": steps_text(group["steps_to_80"]),
+                "collapsed": f"{int(group['collapsed'].sum())} of {len(group)}",
+                "largest gradient norm": f"{group['largest_gradient_norm'].median():.2g}",
+                "entropy at the end": f"{group['last_entropy'].median():.2f}",
+                "length at the end": f"{group['last_length'].median():.0f}",
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def comparison(runs: pd.DataFrame, reference: str, column: str = "area") -> pd.DataFrame:
+    """:func:`paired_comparison` as texts."""
+    filled = runs.assign(**{column: runs[column].fillna(0.0)})
+    table = paired_comparison(filled, column, reference)
+    return pd.DataFrame(
+        {
+            "pair": table["pair"],
+            f"{reference} against": table["label"],
+            f"difference in {column.replace('_', ' ')}": [
+                interval_text(Interval(row.difference, row.low, row.high, row.seeds), percent=True, sign=True)
+                for row in table.itertuples()
+            ],
+            "seeds won": [f"{row.wins} of {row.seeds}" for row in table.itertuples()],
+            "effect (d)": [
+                f"{row.effect:.1f}" if np.isfinite(row.effect) else "no spread" for row in table.itertuples()
+            ],
+            "p": [p_text(p) for p in table["p"]],
+            "adjusted p": [p_text(p) for p in table["adjusted_p"]],
+        }
+    )
+
+
+def interval_text(interval: Interval, *, percent: bool = False, sign: bool = False) -> str:
+    """Mean and interval, for example ``97.1 % (95.0 to 98.8)``."""
+    scale, unit = (100, " %") if percent else (1, "")
+    plus = "+" if sign else ""
+    low, high = (f"{bound * scale:{plus}.1f}" for bound in (interval.low, interval.high))
+    return f"{interval.mean * scale:{plus}.1f}{unit} ({low} to {high})"
+
+
+def steps_text(steps: pd.Series) -> str:
+    """Median over the seeds that reached the level, and how many did not, for example ``15 (2 never)``."""
+    reached = steps.dropna()
+    missing = len(steps) - len(reached)
+    if reached.empty:
+        return NEVER
+    return f"{reached.median():.0f}" + (f" ({missing} never)" if missing else "")
+
+
+def p_text(p: float) -> str:
+    """A p-value with two digits; small ones as a bound."""
+    return f"{p:.2g}" if p >= 1e-4 else "< 0.0001"
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """A table of texts as Markdown."""
+    lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
+    lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.itertuples(index=False)]
+    return "\n".join(lines) + "\n"
