@@ -101,7 +101,8 @@ def test_on_the_far_pair_tgpo_learns_where_reverse_kl_does_not(tmp_path):
 def test_the_readme_shows_the_measured_figures(name):
     card = card_of(name)
     row = (
-        f"| [{name}](data/pairs/{name}/README.md) | {card['student_accuracy_sampled']:.2f} → {card['teacher_accuracy']:.2f} "
+        f"| [{name}](data/pairs/{name}/README.md) "
+        f"| {card['student_accuracy_sampled']:.2f} → {card['teacher_accuracy']:.2f} "
         f"| {card['opening_logprob']:.1f} nats | {card['reverse_kl']:.2f} nats | {card['agreement']:.2f} "
         f"| {card['reliability']:.2f} |"
     )
