@@ -7,7 +7,7 @@ learn nothing, but go every way that the real ones go.
 import itertools
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import load_model, load_pair
+from tgpo_lab.pairs import DATA, load_model, load_pair
 from tgpo_lab.prompts import load_prompts
 from tgpo_lab.tiny_world import building, recipes
 from tgpo_lab.tiny_world.building import build_pair
@@ -206,8 +206,8 @@ def test_teachers_of_any_reliability_start_from_the_fragile_one(tmp_path):
     # The second stage ended before its first step, so both are one model; and it is the fragile pair's own.
     build_pair("fragile", small(PAIR_RECIPES["far-fragile"]), tmp_path / "alone")
     fragile = files_in(tmp_path / "alone" / "models" / "teacher-fragile")
-    for name in ("teacher-fragile", "teacher-reliability0.5"):
-        assert files_in(tmp_path / "models" / name) == fragile
+    assert files_in(tmp_path / "models" / "teacher-fragile") == fragile
+    assert files_in(tmp_path / "models" / "teacher-reliability0.5") | {"recipe.json": fragile["recipe.json"]} == fragile
 
 
 def test_a_teacher_that_never_gets_reliable_is_not_saved(tmp_path):
@@ -284,3 +284,21 @@ def test_the_command_builds_the_pair_and_measures_it(command, tmp_path, monkeypa
     assert (folder / "README.md").read_text().startswith("# Pair: nearer\n")
     assert (folder / "README.md").read_text().strip() in printed
     assert sorted(p.name for p in (tmp_path / "pairs").iterdir()) == ["nearer"]
+
+
+def test_a_model_of_another_recipe_under_the_same_name_is_refused(built, tmp_path):
+    copied = tmp_path / "pairs"
+    shutil.copytree(built, copied)
+    recipe = small(PAIR_RECIPES["far"])
+    other = replace(recipe, student_name="student-other", student=replace(recipe.student, answer_noise=1.0))
+    with pytest.raises(InputError, match="student-skill was built from another recipe"):
+        build_pair("other", other, copied)
+    assert not (copied / "models" / "student-other").exists()
+    build_pair("again", recipe, copied)  # the same recipe is welcome
+
+
+def test_the_shipped_models_bring_their_recipes():
+    for recipe in PAIR_RECIPES.values():
+        for name, part in ((recipe.student_name, recipe.student), (recipe.teacher_name, recipe.teacher)):
+            stored = json.loads((DATA / "models" / name / "recipe.json").read_text())
+            assert stored == json.loads(json.dumps(asdict(part)))

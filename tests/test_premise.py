@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tgpo_lab.errors import InputError
 from tgpo_lab.evaluation import evaluate, pair_prompts
 from tgpo_lab.pairs import load_pair
 from tgpo_lab.premise import continue_from, premise_by_depth
@@ -77,6 +78,12 @@ def test_deeper_prefixes_are_only_those_of_longer_responses(sampled, frame):
     for depth, count in counts.items():
         assert count == int((sampled.rollouts.lengths > depth).sum())
     assert 64 not in counts  # no response is so long
+
+
+def test_responses_too_short_for_any_prefix_are_refused(pair, prompts):
+    cut = evaluate(pair, prompts=prompts, temperature=1.0, max_new_tokens=1)
+    with pytest.raises(InputError, match="longer than 1 tokens"):
+        premise_by_depth(pair, cut, prompts)
 
 
 def test_a_prefix_that_has_ended_is_judged_as_it_is(pair):

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from tgpo_lab.cli import main
 from tgpo_lab.errors import InputError
@@ -70,13 +71,14 @@ def test_cells_are_every_combination_with_seeds_outermost():
 def test_fingerprints_change_with_everything_that_decides_a_run():
     cell = study_of().cells()[1]
     others = [
+        replace(cell, recipe="another"),
         replace(cell, seed=7),
         replace(cell, pair="far"),
         replace(cell, settings={**SETTINGS, "steps": 3}),
         replace(cell, variant=replace(cell.variant, options={"weight": Constant(0.2)})),
         replace(cell, variant=replace(cell.variant, settings={"learning_rate": 1e-4})),
     ]
-    assert len({other.fingerprint for other in [cell, *others]}) == 6
+    assert len({other.fingerprint for other in [cell, *others]}) == 7
     assert replace(cell, variant=replace(cell.variant, label="another name")).fingerprint == cell.fingerprint
 
 
@@ -130,7 +132,7 @@ def test_a_run_that_diverges_is_a_result(pairs_folder, tmp_path):
     content = json.loads(result_file(cell, tmp_path).read_text())
     assert "not finite" in content["failure"] and content["test_accuracy"] is None
     row = run_row(content)
-    assert row["collapsed"] and np.isnan(row["test_accuracy"])
+    assert row["collapsed"] and row["test_accuracy"] == 0
 
 
 def test_gathered_tables_say_what_the_cells_say(finished, tmp_path):
@@ -182,13 +184,31 @@ def test_stored_runs_count_as_finished_and_stay_when_more_are_gathered(finished,
     assert len(results.steps) == 12
 
 
-def test_runs_under_an_old_configuration_are_left_out(finished, tmp_path):
+def test_runs_under_an_old_configuration_are_not_dropped_without_a_word(finished, tmp_path):
     study, output = finished
     gather(study, output, tmp_path)
     changed = study_of(steps=3)
-    with pytest.raises(InputError, match="No run of the study 'trial' is finished"):
+    with pytest.raises(InputError, match=r"4 of 4 runs stored .* another configuration .* --discard-old"):
         gather(changed, output, tmp_path)
+    with pytest.raises(InputError, match="No run of the study 'trial' is finished"):
+        gather(changed, output, tmp_path, discard_old=True)
     assert len(load_results("trial", tmp_path).runs) == 4  # what was stored is still there
+
+
+def test_runs_from_different_models_are_never_put_together(finished, tmp_path):
+    study, output = finished
+    elsewhere = tmp_path / "cells"
+    for number, cell in enumerate(study.cells()):
+        content = json.loads(result_file(cell, output).read_text())
+        assert len(content["pair_digest"]) == 16
+        if number == 3:
+            content["pair_digest"] = "another"
+        target = result_file(cell, elsewhere)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="'random' started from different models"):
+        gather(study, elsewhere, tmp_path / "results")
+    assert not (tmp_path / "results" / "trial").exists()
 
 
 def content_of(accuracies, test_accuracy, *, truncated=0.0, failure=None, every=5):
@@ -206,9 +226,10 @@ def content_of(accuracies, test_accuracy, *, truncated=0.0, failure=None, every=
     for number, accuracy in enumerate(accuracies):
         steps[every * number]["accuracy"] = accuracy
     return {
-        "cell": "far/x/seed-0", "pair": "far", "label": "x", "seed": 0, "fingerprint": "f", "config": {}, "dials": {},
+        "cell": "far/x/seed-0", "pair": "far", "label": "x", "seed": 0, "fingerprint": "f", "dials": {},
+        "config": {"steps": every * (len(accuracies) - 1), "evaluate_every": every},
         "looks": [],
-        "failure": failure, "test_accuracy": test_accuracy, "seconds": 1.0, "steps": steps,
+        "pair_digest": "d", "failure": failure, "test_accuracy": test_accuracy, "seconds": 1.0, "steps": steps,
     }  # fmt: skip
 
 
@@ -223,16 +244,26 @@ def test_a_row_about_a_run_by_hand():
 @pytest.mark.parametrize(
     "content, collapsed",
     [
-        (content_of([0.8, 0.8], 0.41), False),
-        (content_of([0.8, 0.8], 0.4), True),  # half of what it was
-        (content_of([0.1, 0.0], 0.0), False),  # there was nothing to lose
+        (content_of([0.8, 0.9, 0.46], 0.46), False),
+        (content_of([0.8, 0.9, 0.45], 0.45), True),  # half of its maximum
+        (content_of([0.04, 0.95, 0.0], 0.0), True),  # learned, then lost
+        (content_of([0.1, 0.19, 0.0], 0.0), False),  # there was nothing to lose
         (content_of([0.1, 0.1], 0.1, truncated=0.5), True),
         (content_of([0.1, 0.1], 0.1, truncated=0.49), False),
-        (content_of([0.8], None, failure="Step 3: loss_teacher is not finite."), True),
+        (content_of([0.8, 0.8], None, failure="Step 3: loss_teacher is not finite."), True),
     ],
 )
 def test_what_counts_as_collapsed(content, collapsed):
     assert run_row(content)["collapsed"] is collapsed
+
+
+def test_a_failed_run_has_no_accuracy_from_its_failure_on():
+    content = content_of([0.8, 0.8, 0.8, 0.8, 0.8], None, failure="Step 7: the gradient is not finite.")
+    content["steps"] = content["steps"][:7]  # of 20; accuracy at 0 and 5
+    row = run_row(content)
+    assert row["area"] == pytest.approx((0.8 * 5 + 0.4 * 5) / 20)
+    content["steps"] = []  # it failed before the first row was written
+    assert run_row(content)["area"] == 0 and run_row(content)["accuracy_before"] == 0
 
 
 def test_tables_are_made_of_the_stored_numbers():
@@ -249,15 +280,18 @@ def test_tables_are_made_of_the_stored_numbers():
     assert compared["tgpo against"] == "rkl" and compared["seeds won"] == "3 of 3" and compared["p"] == "0.25"
     text = tables.markdown(tables.summary(runs))
     assert text.count("\n") == 4 and "| far | rkl | 3 |" in text
-    assert tables.steps_text(pd.Series([5, None, 15])) == "10 (1 never)"
+    assert tables.steps_text(pd.Series([5, None, 15])) == "15 (1 of 3 never)"
+    assert tables.steps_text(pd.Series([5, None, None])) == "never (2 of 3 never)"
+    assert tables.steps_text(pd.Series([5, 15])) == "10" and tables.steps_text(pd.Series([None, None])) == "never"
 
 
 def test_every_named_study_is_made_of_runs_that_can_be(tmp_path):
+    store_tuning(tmp_path)
     for name in catalog.STUDIES:
-        if name == "headline":
-            continue
-        cells = catalog.make_study(name, tmp_path).cells()
+        study = catalog.make_study(name, tmp_path)
+        cells = study.cells()
         assert len({cell.name for cell in cells}) == len({cell.fingerprint for cell in cells}) == len(cells)
+        assert name == "tuning" or set(study.references) <= {cell.variant.label for cell in cells}
 
 
 def test_every_method_is_tuned_with_as_many_configurations():
@@ -268,24 +302,25 @@ def test_every_method_is_tuned_with_as_many_configurations():
     assert not set(TUNING_SEEDS) & set(SEEDS)
 
 
+def store_tuning(folder: Path) -> None:
+    """A made-up tuning in which the last configuration is best on far and all are alike near."""
+    study = catalog.make_study("tuning", folder)
+    for cell in study.cells():
+        is_last = cell.variant.label == headline.configurations(cell.variant.method)[2].label
+        value = 0.9 if is_last and cell.pair == "far" else 0.3
+        content = {**content_of([0.0, value, value], value), "cell": cell.name, "pair": cell.pair, "seed": cell.seed,
+                   "label": cell.variant.label, "fingerprint": cell.fingerprint,
+                   "made_by": {"time": "2026-01-01T00:00:00+00:00"}}  # fmt: skip
+        file = result_file(cell, folder / "cells-of-tuning")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content))
+    gather(study, folder / "cells-of-tuning", folder)
+
+
 def test_the_headline_takes_the_best_tuned_configuration_of_each_pair(tmp_path):
     with pytest.raises(InputError, match="study 'tuning'"):
         catalog.make_study("headline", tmp_path)
-    study = catalog.make_study("tuning", tmp_path)
-    rows = []
-    for cell in study.cells():
-        is_last = cell.variant.label == headline.configurations(cell.variant.method)[2].label
-        best = is_last if cell.pair == "far" else False  # near: all the same, so the first is taken
-        value = 0.9 if best else 0.3
-        content = {**content_of([0.0, value, value], value), "cell": cell.name, "pair": cell.pair, "seed": cell.seed,
-                   "label": cell.variant.label, "fingerprint": cell.fingerprint}  # fmt: skip
-        content["made_by"] = {"time": "2026-01-01T00:00:00+00:00"}
-        rows.append((cell, content))
-    for cell, content in rows:
-        file = result_file(cell, tmp_path / "cells")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(content))
-    gather(study, tmp_path / "cells", tmp_path)
+    store_tuning(tmp_path)
     for cell in catalog.make_study("headline", tmp_path).cells():
         first, _, last = headline.configurations(cell.variant.method)
         expected = last if cell.pair == "far" else first
@@ -293,6 +328,13 @@ def test_the_headline_takes_the_best_tuned_configuration_of_each_pair(tmp_path):
             dict(expected.options), dict(expected.settings),
         )  # fmt: skip
         assert cell.variant.label == cell.variant.method
+
+
+def test_a_tuning_under_other_settings_is_not_taken(tmp_path, monkeypatch):
+    store_tuning(tmp_path)
+    monkeypatch.setitem(headline.SETTINGS, "steps", 61)
+    with pytest.raises(InputError, match="not complete"):
+        catalog.make_study("headline", tmp_path)
 
 
 PROGRAM = """
@@ -308,8 +350,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_study_that_is_stopped_goes_on_with_the_cells_that_are_missing(number, pairs_folder, tmp_path):
+@pytest.mark.parametrize("number, whole_group", [(signal.SIGINT, True), (signal.SIGKILL, False)])
+def test_a_study_that_is_stopped_goes_on_with_the_cells_that_are_missing(number, whole_group, pairs_folder, tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM.format(tests=os.path.dirname(__file__)))
     output = tmp_path / "study"
@@ -320,8 +362,10 @@ def test_a_study_that_is_stopped_goes_on_with_the_cells_that_are_missing(number,
     while not any(is_finished(cell, output) for cell in cells):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    os.killpg(process.pid, number)  # as Ctrl-C in a terminal: the whole group
+    # Ctrl-C in a terminal reaches the whole group; a kill the study's own process alone.
+    (os.killpg if whole_group else os.kill)(process.pid, number)
     said, _ = process.communicate(timeout=60)
+    time.sleep(1)  # its processes end with it and finish nothing more
     done = {cell.name: result_file(cell, output).stat().st_mtime_ns for cell in cells if is_finished(cell, output)}
     assert 1 <= len(done) < len(cells)
     if number == signal.SIGINT:
@@ -346,6 +390,19 @@ def test_bad_input_on_the_command_line(arguments, sentence, capsys):
     assert sentence in error and error.count("\n") == 1
 
 
+def test_two_studies_never_share_a_folder(pairs_folder, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(InputError, match="Another process is running this study"):
+        run_study(study_of(), tmp_path, pairs_folder, 1, frozenset())
+
+
+def test_results_that_cannot_be_read_are_named(finished, tmp_path):
+    study, output = finished
+    gather(study, output, tmp_path)
+    (tmp_path / "trial" / "runs.parquet").write_bytes(b"PAR1")
+    with pytest.raises(InputError, match=r"no readable results of a study 'trial' .* Restore .*trial or remove it"):
+        load_results("trial", tmp_path)
+
+
 def test_a_pair_that_is_not_built_is_refused_before_anything_runs(tmp_path):
     study = replace(study_of(), pairs=("random", "absent"))
     with pytest.raises(InputError, match="'random' is neither shipped nor built"):
@@ -366,7 +423,8 @@ def results_of(
     ]  # fmt: skip
     made_by = {"versions": {"torch": "2.13.0", "transformers": "5.23.0"}, "device": "CPU"}
     about = {"study": name, "question": "Why?", "runs_finished": len(contents), "runs_planned": len(contents),
-             "seeds": [0, 1], "run_minutes": 3.2, "made_by": [made_by]}  # fmt: skip
+             "seeds": [0, 1], "run_minutes": 3.2, "made_by": [made_by], "references": ["tgpo"],
+             "settings": {"steps": 10}}  # fmt: skip
     steps = pd.concat(
         [pd.DataFrame(content["steps"]).assign(**{key: content[key] for key in ("cell", "pair", "label", "seed")})
          for content in contents], ignore_index=True,
@@ -404,18 +462,54 @@ def test_a_study_under_way_says_so():
 
 
 def test_the_map_stands_on_measured_axes():
-    levels = {"p": (-1.44, 0.0), "q": (-9.02, 0.0), "r": (-1.44, 0.973), "s": (-9.02, 0.973)}
-    dials = {pair: {"opening_logprob": opening, "reliability": share} for pair, (opening, share) in levels.items()}
-    values = {(pair, label): [level, level] for pair, level in zip("pqrs", (0.1, 0.3, 0.5, 0.7), strict=True)
-              for label in ("tgpo", "rkl")}  # fmt: skip
+    near, far = catalog.OPENINGS[0], catalog.OPENINGS[2]
+    levels = {(near, 0.0): (-1.44, 0.29, 0.1), (far, 0.0): (-9.02, 0.0, 0.3),
+              (near, 1.0): (-1.44, 0.97, 0.5), (far, 1.0): (-9.02, 0.97, 0.7)}  # fmt: skip
+    named = {catalog.map_pair(*asked): measured for asked, measured in levels.items()}
+    dials = {pair: {"opening_logprob": opening, "reliability": share} for pair, (opening, share, _) in named.items()}
+    values = {(pair, label): [level, level] for pair, (_, _, level) in named.items() for label in ("tgpo", "rkl")}
     page = study_page(results_of("map", values, dials), "figures")
     axes = page.figures["map-tgpo"].axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["-1.4", "-9.0"]
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.97", "0.0"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["0.97", "0.00 to 0.29"]
     shown = [text.get_text() for text in axes.texts]
     areas = [(0.1 + level) / 2 * 0.5 + level * 0.5 for level in (0.5, 0.7, 0.1, 0.3)]
     assert shown == [f"{area:.2f}" for area in areas]
     assert {text.get_text() for text in page.figures["map-tgpo-minus-rkl"].axes[0].texts} == {"+0.00"}
+
+
+def test_prefixes_are_weighed_by_their_number():
+    results = results_of("premise", {("far", "tgpo"): [0.9, 0.7]}, {})
+    common = {"cell": "far/tgpo/seed-0", "pair": "far", "label": "tgpo", "seed": 0, "step": 0, "teacher_entropy": 0.5,
+              "student_right_after_token": 0.0, "student_right": 0.0}  # fmt: skip
+    looks = pd.DataFrame([
+        {**common, "depth": 0, "believable": True, "teacher_right": 1.0, "prefixes": 50},  # not counted
+        {**common, "depth": 1, "believable": True, "teacher_right": 1.0, "prefixes": 10},
+        {**common, "depth": 1, "believable": False, "teacher_right": 0.5, "prefixes": 20},
+        {**common, "depth": 2, "believable": False, "teacher_right": 0.0, "prefixes": 10},
+    ])  # fmt: skip
+    text = study_page(replace(results, looks=looks), "figures").text
+    row = next(line for line in text.splitlines() if line.startswith("| far |"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[1] == "50 %"  # (10 + 10 + 0) of 40
+    assert cells[5:9] == ["100 %", "33 %", "25 %", "80 %"]
+
+
+def test_teacher_tokens_are_counted_up_to_the_moment_of_the_accuracy():
+    labels = ("tgpo", "sft", "tgpo-unconditioned")
+    results = results_of("conditioning", {("far", label): [0.9, 0.9] for label in labels}, {})
+    is_tgpo = results.steps["label"] == "tgpo"
+    weight = np.where(results.steps["step"] < 8, 0.02, 0.0)  # guidance has ended at step 8
+    guided = np.where(is_tgpo & (weight > 0), 0.25, np.nan)
+    steps = results.steps.assign(tokens=100.0, guided=guided, weight=weight,
+                                 teacher_trace_tokens=np.where(is_tgpo, 0.0, 300.0))  # fmt: skip
+    page = study_page(replace(results, steps=steps), "figures")
+    lines = {tuple(np.round(line.get_xdata(), 4)) for line in page.figures["conditioning-by-tokens"].axes[0].lines}
+    # Accuracy at steps 0, 5 and 10, in thousands of tokens: a quarter of 100 a step, all 300, at most 100.
+    assert lines == {(0.0, 0.125, 0.2), (0.0, 1.5, 3.0), (0.0, 0.5, 0.8)}
+    assert "| far | 200 | tgpo | 90.0 %" in page.text  # the most that all have reached
+    accuracy = 0.1 + 0.8 * 200 / 1500  # of sft, on the line from (0, 0.1) to (1500, 0.9)
+    assert f"| far | 200 | sft | {100 * accuracy:.1f} %" in page.text
 
 
 def test_the_findings_are_made_from_the_stored_results():

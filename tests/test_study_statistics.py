@@ -27,14 +27,23 @@ def test_ten_wins_out_of_ten_have_the_smallest_possible_p():
     assert sign_flip_p(np.zeros(10)) == 1.0
 
 
-def test_an_interval_holds_the_mean_and_covers_the_truth_about_as_often_as_it_says():
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_an_interval_holds_the_mean_and_covers_the_truth_about_as_often_as_it_says(seeds):
     random = np.random.default_rng(0)
     covered = 0
-    for _ in range(200):
-        interval = mean_interval(random.normal(3.0, 1.0, size=30))
+    for _ in range(1000):
+        interval = mean_interval(random.normal(3.0, 1.0, size=seeds))
         assert interval.low <= interval.mean <= interval.high
         covered += interval.low <= 3.0 <= interval.high
-    assert 175 <= covered <= 199  # 95 % of 200 are 190
+    assert 925 <= covered <= 975  # a percentile bootstrap would cover about 810 with five seeds
+
+
+def test_an_interval_by_hand_and_cut_at_its_bounds():
+    values = np.array([0.9, 1.0, 0.95])
+    error = 4.302653 * np.std(values, ddof=1) / np.sqrt(3)  # t of two degrees of freedom
+    interval = mean_interval(values)
+    assert (interval.low, interval.high) == pytest.approx((0.95 - error, 0.95 + error))
+    assert mean_interval(values, (0.0, 1.0)).high == 1.0
 
 
 def test_an_interval_without_spread_is_a_point():
@@ -79,8 +88,13 @@ def test_seeds_are_compared_with_themselves_whatever_the_order_of_rows():
 def test_only_seeds_that_both_have_are_compared():
     runs = frame({("far", "tgpo"): [0.5, 0.7, 0.6], ("far", "rkl"): [0.1, 0.1]})
     assert paired_comparison(runs, "area", "tgpo")["seeds"].item() == 2
-    with pytest.raises(InputError, match="fewer than two seeds"):
-        paired_comparison(frame({("far", "tgpo"): [0.5, 0.7], ("far", "rkl"): [0.1]}), "area", "tgpo")
+    assert paired_comparison(frame({("far", "tgpo"): [0.5, 0.7], ("far", "rkl"): [0.1]}), "area", "tgpo").empty
+
+
+def test_a_study_under_way_is_compared_where_it_can_be():
+    runs = frame({("near", "tgpo"): [0.5, 0.7], ("near", "rkl"): [0.1, 0.2], ("far", "rkl"): [0.1, 0.2],
+                  ("far", "tgpo"): [0.3], ("mid", "rkl"): [0.1, 0.2]})  # fmt: skip
+    assert paired_comparison(runs, "area", "tgpo")["pair"].tolist() == ["near"]
 
 
 def test_an_unknown_reference_is_refused():

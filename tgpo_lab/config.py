@@ -78,6 +78,8 @@ class TrainConfig:
     """Steps between measurements of held-out accuracy; 0 for none but at the end."""
     evaluation_prompts: int = 128
     """Held-out prompts for that."""
+    evaluation_temperature: float = 0.0
+    """Of the responses to them: 0 is greedy, 1 the policy itself."""
     measured_positions: int = 1024
     """Positions, drawn anew each step, at which whole distributions are compared; 0 for all."""
     gradient_terms_every: int = 5
@@ -113,6 +115,10 @@ class TrainConfig:
         for name in ("learning_rate", "max_gradient_norm"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, but is {getattr(self, name)}.")
+        if self.evaluation_temperature < 0:
+            raise InputError(
+                f"evaluation_temperature must be 0 (greedy) or more, but is {self.evaluation_temperature}."
+            )
         if not self.temperature > 0:
             raise InputError(
                 f"temperature must be above 0 while training, but is {self.temperature}: greedy samples of a group "

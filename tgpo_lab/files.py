@@ -49,9 +49,12 @@ def written_folder(path: Path) -> Iterator[Path]:
         if file.is_file():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
+    before = path.with_name(f".{path.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
     if path.exists():
-        shutil.rmtree(path)
+        os.replace(path, before)  # not removed until the new one has its place
     os.replace(beside, path)
+    shutil.rmtree(before, ignore_errors=True)
 
 
 def require_name(path: Path) -> Path:

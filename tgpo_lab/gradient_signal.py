@@ -28,7 +28,7 @@ def signal_moments(student_logits: Tensor, teacher_logits: Tensor, threshold: fl
     Returns:
         ``policy_gradient_second_moment``, ``policy_gradient_variance`` and ``exact_squared_norm`` of reverse KL,
         ``guidance_squared_norm``; ``rejected``, the probability that the student draws a rejected token;
-        ``largest_rejection``, the largest −r_v of a token that the student gives at least 0.01 (nats); and
+        ``largest_rejection``, the largest −r_v of a token that the student gives at least 0.01 (nats, 0 for none); and
         ``reverse_kl`` (nats).
     """
     student, teacher = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
@@ -46,6 +46,6 @@ def signal_moments(student_logits: Tensor, teacher_logits: Tensor, threshold: fl
         "exact_squared_norm": exact,
         "guidance_squared_norm": 1 - 2 * policy.gather(-1, best).squeeze(-1) + collision,
         "rejected": (policy * (reward < -threshold)).sum(-1),
-        "largest_rejection": torch.where(policy >= 0.01, -reward, -torch.inf).amax(-1),
+        "largest_rejection": torch.where(policy >= 0.01, -reward, 0.0).amax(-1).clamp(min=0),
         "reverse_kl": reverse_kl_per_token(student_logits, teacher_logits),
     }

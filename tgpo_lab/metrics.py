@@ -31,7 +31,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     "reward": Metric("0 to 1", "Mean verifiable reward of the student's sampled responses.", "Rises."),
     "accuracy": Metric(
-        "0 to 1", "Share of held-out prompts answered rightly by greedy decoding (every `evaluate_every` steps).",
+        "0 to 1", "Share of held-out prompts answered rightly, every `evaluate_every` steps: by greedy decoding, or sampled at `evaluation_temperature`.",
         "Rises with the reward; a reward that rises alone is memorised or hacked.",
     ),
     "length": Metric("tokens", "Mean length of the sampled responses.", "Moves towards the teacher's length and stays."),

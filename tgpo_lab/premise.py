@@ -15,6 +15,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .errors import InputError
 from .evaluation import Evaluation
 from .losses import entropy
 from .pairs import Pair
@@ -56,6 +57,9 @@ def premise_by_depth(
         ``student_right_after_token`` (0 or 1), ``teacher_entropy`` (nats) and ``teacher_confidence`` (probability of
         the proposed token) at the prefix, ``prefix_surprise`` (−log πT of the prefix's least probable token, nats; 0
         for no prefix), ``agreement`` (1 where the student wrote the proposed token next).
+
+    Raises:
+        InputError: no response is long enough for any depth.
     """
     student = pair.student if student is None else student
     rollouts = sampled.rollouts
@@ -93,6 +97,11 @@ def premise_by_depth(
                     "agreement": (proposed == rollouts.responses[rows, depth]).float().tolist(),
                 }
             )
+        )
+    if not frames:
+        raise InputError(
+            f"No response of the student is longer than {min(depths)} tokens, so there is no prefix to continue. "
+            "Raise max_new_tokens, or give other prompts."
         )
     return pd.concat(frames, ignore_index=True)
 

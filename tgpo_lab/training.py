@@ -125,9 +125,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
 
     def held_out_accuracy() -> float:
         with autocast():
-            return evaluate(
-                pair, prompts=held_out, max_new_tokens=config.max_new_tokens, reward=config.reward, seed=config.seed
-            ).accuracy
+            return evaluate(pair, prompts=held_out, temperature=config.evaluation_temperature, seed=config.seed,
+                            max_new_tokens=config.max_new_tokens, reward=config.reward).accuracy  # fmt: skip
 
     if not resume:
         save(0)  # from here on there is always a whole checkpoint to go back to

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import tyro
 
 from ..errors import InputError
@@ -13,7 +14,7 @@ from ..studies.catalog import STUDIES, make_study
 from ..studies.findings import write_findings
 from ..studies.report import study_page
 from ..studies.results import RESULTS, finished_fingerprints, gather, load_results
-from ..studies.runner import run_study
+from ..studies.runner import is_finished, run_study
 from ..tiny_world.building import build_and_measure
 
 RUNS, PAIRS = Path("runs/studies"), Path("runs/pairs")
@@ -40,6 +41,7 @@ def run(
     output: Path = RUNS,
     pairs: Path = PAIRS,
     results: Path = RESULTS,
+    discard_old: bool = False,
 ) -> int:
     """Run a named study: methods × pairs × options × seeds. Finished runs are never repeated, so a study that was
     stopped or killed goes on with the same command. `tgpo-lab study list` names the studies, `tgpo-lab study report
@@ -51,17 +53,24 @@ def run(
         output: Folder for the runs.
         pairs: Folder in which pairs that are not shipped are built, or have been.
         results: Folder in which finished runs are put together as Parquet tables.
+        discard_old: Drop stored runs that are not of the study as it is now.
     """
     if processes < 1:
         raise InputError(f"processes must be 1 or more, but is {processes}.")
     study = make_study(name, results)
-    for number, (pair, recipe) in enumerate(study.recipes.items(), start=1):
-        if not (pairs / "pairs" / pair / "card.json").exists():
-            print(f"Building the pair {pair} ({number} of {len(study.recipes)}) …", flush=True)
+    done = finished_fingerprints(name, results)
+    torch.set_num_threads(1)  # another number of threads rounds differently, and gives other weights
+    needed = {c.pair for c in study.cells() if c.fingerprint not in done and not is_finished(c, output / name)}
+    for pair, recipe in study.recipes.items():
+        if pair in needed and not (pairs / "pairs" / pair / "card.json").exists():
+            print(f"Building the pair {pair} …", flush=True)
             build_and_measure(pair, recipe, pairs)
-    completed = run_study(study, output / name, pairs, processes, finished_fingerprints(name, results))
-    stored = gather(study, output / name, results)
-    print(f"{len(stored.runs)} of {len(study.cells())} runs are stored in {results / name}.")
+    completed = run_study(study, output / name, pairs, processes, done)
+    stored = gather(study, output / name, results, discard_old=discard_old)
+    print(
+        f"{len(stored.runs)} of {len(study.cells())} runs are stored in {results / name}. "
+        f"Next: tgpo-lab study report {name}, or tgpo-lab study findings for the page on all studies."
+    )
     return 0 if completed else 130
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..errors import InputError
 from ..schedules import Constant, Trapezoid, UntilAgreement
 from ..tiny_world.recipes import PAIR_RECIPES, PairRecipe, dialled
-from .headline import headline, tuning
+from .headline import chosen_configurations, headline, tuning
 from .plan import Study, Variant
 from .results import RESULTS
 from .settings import FEW_SEEDS, SEEDS, SETTINGS, STEPS, ZERO_AT, annealed, variant_of
@@ -16,6 +16,12 @@ from .settings import FEW_SEEDS, SEEDS, SETTINGS, STEPS, ZERO_AT, annealed, vari
 # Divergence and reliability of the map, as its pairs are asked to be; what they are is measured.
 OPENINGS = (-1.4, -5.0, -9.0, -13.0, -17.0)
 RELIABILITIES = (0.0, 0.5, 1.0)
+
+
+def _tuned(folder: Path, *methods: str) -> tuple[Variant, ...]:
+    """Methods in the configurations that the tuning chose on *far*, so that no method is favoured by its defaults."""
+    chosen = chosen_configurations(folder)["far"]
+    return tuple(chosen[method] for method in methods)
 
 
 # ── Map ──────────────────────────────────────────────────────────────────────────────────────────
@@ -42,15 +48,11 @@ def divergence_map(folder: Path) -> Study:
         "map",
         "Which method wins at which divergence and which reliability of the teacher?",
         tuple(recipes),
-        (
-            variant_of("rkl"),
-            variant_of("grpo"),
-            variant_of("tgpo", annealed(0.02)),
-            variant_of("tgpo-trust-horizon", annealed(0.02)),
-        ),
-        FEW_SEEDS,
+        _tuned(folder, "rkl", "grpo", "tgpo", "tgpo-trust-horizon", "tgpo-recovering-horizon"),
+        SEEDS,
         SETTINGS,
         recipes,
+        references=("tgpo", "tgpo-trust-horizon"),
     )
 
 
@@ -72,15 +74,23 @@ def rivals(folder: Path) -> Study:
         "rivals",
         "How much hangs on the 2,000 unused tokens being less probable than the teacher's opening?",
         tuple(recipes),
-        (
-            variant_of("rkl"),
-            variant_of("grpo"),
-            variant_of("tgpo", annealed(0.02)),
-            variant_of("tgpo-trust-horizon", annealed(0.02)),
-        ),
-        FEW_SEEDS,
+        _tuned(folder, "rkl", "grpo", "tgpo", "tgpo-trust-horizon"),
+        SEEDS,
         SETTINGS,
         recipes,
+        references=("tgpo", "tgpo-trust-horizon"),
+    )
+
+
+def longer(folder: Path) -> Study:
+    """Four times the steps and twice the prompts: what never came in the other studies may only come late."""
+    return Study(
+        "longer",
+        "Do reverse KL and GRPO find the teacher's way if they get eight times the samples?",
+        ("mid", "far"),
+        _tuned(folder, "rkl", "grpo", "tgpo"),
+        FEW_SEEDS,
+        {**SETTINGS, "steps": 4 * STEPS, "prompts_per_step": 16, "evaluate_every": 20, "checkpoint_every": 4 * STEPS},
     )
 
 
@@ -93,12 +103,7 @@ def conditioning(folder: Path) -> Study:
         "conditioning",
         "Does it matter that the teacher is asked at the student's own prefixes?",
         ("mid", "far"),
-        (
-            variant_of("tgpo", annealed(0.02)),
-            variant_of("tgpo-unconditioned", annealed(0.02)),
-            variant_of("sft"),
-            variant_of("luffy"),
-        ),
+        _tuned(folder, "tgpo", "tgpo-unconditioned", "sft", "luffy"),
         SEEDS,
         SETTINGS,
     )
@@ -121,6 +126,7 @@ def schedule(folder: Path) -> Study:
         tuple(variant_of("tgpo", weight, label=label) for label, weight in shapes.items()),
         SEEDS,
         SETTINGS,
+        references=("early to zero 0.02",),
     )
 
 
@@ -148,6 +154,7 @@ def horizon(folder: Path) -> Study:
         ),
         SEEDS,
         SETTINGS,
+        references=("no gate",),
     )
 
 
@@ -191,6 +198,7 @@ STUDIES: dict[str, Callable[[Path], Study]] = {
     "headline": headline,
     "map": divergence_map,
     "rivals": rivals,
+    "longer": longer,
     "conditioning": conditioning,
     "schedule": schedule,
     "horizon": horizon,

@@ -16,6 +16,7 @@ from ..plots import LIGHT, LINE_STYLES, MARKERS, style
 from .statistics import mean_interval
 
 PANEL = 4.2  # inches wide
+SHARE = (0.0, 1.0)
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -25,9 +26,9 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def curves(
-    steps: pd.DataFrame, labels: Sequence[str], column: str = "accuracy", unit: str = "held-out accuracy"
+    steps: pd.DataFrame, labels: Sequence[str], column: str = "accuracy", unit: str = "held-out accuracy, sampled"
 ) -> Figure:
-    """A measurement over steps: mean over seeds and 95 % bootstrap interval, a panel for each pair.
+    """A measurement over steps: mean over seeds and 95 % interval, a panel for each pair.
 
     Raises:
         InputError: none of the labels has a measurement.
@@ -45,7 +46,9 @@ def curves(
                 rows = shown[(shown["pair"] == pair) & (shown["label"] == label)]
                 if rows.empty:
                     continue
-                points = [(step, mean_interval(group[column].to_numpy())) for step, group in rows.groupby("step")]
+                points = [
+                    (step, mean_interval(group[column].to_numpy(), SHARE)) for step, group in rows.groupby("step")
+                ]
                 x = [step for step, _ in points]
                 panel.fill_between(
                     x, [i.low for _, i in points], [i.high for _, i in points], color=palette[label], alpha=0.2, lw=0
@@ -69,11 +72,11 @@ def ranking(runs: pd.DataFrame, column: str = "area", unit: str = "mean held-out
     with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
         figure = _figure((PANEL + 1) * len(pairs), 1.2 + 0.27 * count)
         for panel, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
-            of_pair = runs[runs["pair"] == pair].assign(**{column: lambda frame: frame[column].fillna(0.0)})
+            of_pair = runs[runs["pair"] == pair]
             order = of_pair.groupby("label")[column].mean().sort_values().index
             for place, label in enumerate(order):
                 values = of_pair.loc[of_pair["label"] == label, column].to_numpy()
-                interval = mean_interval(values)
+                interval = mean_interval(values, SHARE)
                 panel.plot(values, np.full(len(values), place), "|", color="0.6", markersize=7, zorder=1)
                 panel.plot([interval.low, interval.high], [place, place], color=color, linewidth=2.2)
                 panel.plot(interval.mean, place, "o", color=color, markersize=5.5)
@@ -105,4 +108,74 @@ def heatmap(table: pd.DataFrame, title: str, unit: str, *, diverging: bool = Fal
         )  # fmt: skip
         axes.set_title(title, loc="left")
         axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def by_depth(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
+    """Shares of right answers over the length of the prefix, a panel for each pair; ``depth`` is in tokens."""
+    pairs = list(dict.fromkeys(table["pair"]))
+    palette = sns.color_palette("colorblind", len(columns))
+    with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
+        figure = _figure(0.8 * PANEL * len(pairs), 3.4)
+        axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        for panel, pair in zip(axes, pairs, strict=True):
+            rows = table[table["pair"] == pair].sort_values("depth")
+            for number, column in enumerate(columns):
+                panel.plot(
+                    rows["depth"], rows[column], color=palette[number], label=column, markersize=4,
+                    linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
+                )  # fmt: skip
+            panel.set(title=pair, xlabel="prefix (tokens of the student)", ylim=(-0.04, 1.04))
+        axes[0].set_ylabel("share with the right answer")
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+    return figure
+
+
+def along_training(looks: pd.DataFrame, column: str, unit: str) -> Figure:
+    """A quantity on a logarithmic axis along training, a panel for each method, a line for each divergence."""
+    labels = list(dict.fromkeys(looks["label"]))
+    levels = sorted(looks["divergence"].unique(), reverse=True)
+    palette = sns.color_palette("cividis", len(levels))
+    with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
+        figure = _figure(0.8 * PANEL * len(labels), 3.4)
+        axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+        for panel, label in zip(axes, labels, strict=True):
+            for number, level in enumerate(levels):
+                rows = looks[(looks["label"] == label) & (looks["divergence"] == level)]
+                means = rows.groupby("step")[column].mean()
+                panel.plot(
+                    means.index, means, color=palette[number], label=f"{level:g} nats", markersize=4,
+                    linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
+                )  # fmt: skip
+            panel.set(title=label, xlabel="step (batches learned from)", yscale="log")
+        axes[0].set_ylabel(unit)
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(
+            handles, names, loc="outside lower center", ncols=len(names), frameon=False,
+            title="log-probability of the teacher's opening before training",
+        )  # fmt: skip
+    return figure
+
+
+def against_tokens(steps: pd.DataFrame) -> Figure:
+    """Held-out accuracy against the teacher tokens learned from so far: a thin line a seed, a panel for each pair."""
+    pairs, labels = list(dict.fromkeys(steps["pair"])), list(dict.fromkeys(steps["label"]))
+    palette = sns.color_palette("colorblind", len(labels))
+    with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
+        figure = _figure(PANEL * len(pairs), 3.6)
+        axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        for panel, pair in zip(axes, pairs, strict=True):
+            for number, label in enumerate(labels):
+                rows = steps[(steps["pair"] == pair) & (steps["label"] == label)]
+                for place, (_, run) in enumerate(rows.groupby("cell")):
+                    panel.plot(
+                        run["teacher_tokens"] / 1000, run["accuracy"], color=palette[number], linewidth=1, alpha=0.7,
+                        linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
+                        markersize=3, label=label if place == 0 else None,
+                    )  # fmt: skip
+            panel.set(title=pair, xlabel="teacher tokens learned from (thousands)", ylim=(-0.04, 1.04))
+        axes[0].set_ylabel("held-out accuracy")
+        handles, names = axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     return figure

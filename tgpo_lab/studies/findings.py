@@ -45,5 +45,8 @@ def write_findings(folder: Path, results_folder: Path = RESULTS) -> Path:
     """
     page = findings_page(results_folder)
     page.write_figures(folder / "figures")
+    for file in (folder / "figures").glob("*.png"):
+        if file.stem not in page.figures:
+            file.unlink()
     write_text(folder / "findings.md", page.text)
     return folder / "findings.md"

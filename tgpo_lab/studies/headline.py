@@ -12,9 +12,11 @@ from .plan import Study, Variant
 from .results import load_results
 from .settings import SEEDS, SETTINGS, TUNING_SEEDS, annealed, variant_of
 
+TUNED_PAIRS = ("near", "far")
+
 
 def configurations(method: str) -> list[Variant]:
-    """Three configurations of a method, the first its default: as many for every method."""
+    """Three configurations of a method, as many for every method: learning rates, or weights and learning rates."""
     if method == "tgpo-constant":
         weights: tuple[Schedule, ...] = (Constant(0.02), Constant(0.1))
     elif method.startswith("tgpo"):
@@ -42,7 +44,7 @@ def tuning(folder: Path) -> Study:
     return Study(
         "tuning",
         "Which of three configurations suits each method best on each pair?",
-        ("near", "far"),
+        TUNED_PAIRS,
         variants,
         TUNING_SEEDS,
         SETTINGS,
@@ -55,18 +57,22 @@ def chosen_configurations(folder: Path) -> dict[str, dict[str, Variant]]:
     Raises:
         InputError: the tuning is not stored, or not complete.
     """
-    runs = load_results("tuning", folder).runs
-    if len(runs) < len(tuning(folder).cells()):
+    runs = load_results("tuning", folder).runs.set_index("fingerprint")
+    cells = tuning(folder).cells()
+    if any(cell.fingerprint not in runs.index for cell in cells):
         raise InputError(f"The tuning in {folder} is not complete. Run it first: tgpo-lab study tuning")
-    area = runs.groupby(["pair", "label"])["area"].mean().fillna(0.0)
+    areas: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        areas.setdefault((cell.pair, cell.variant.label), []).append(float(runs.loc[cell.fingerprint, "area"]))
+    mean = {key: sum(values) / len(values) for key, values in areas.items()}
     return {
         pair: {
             method: replace(
-                max(configurations(method), key=lambda variant, pair=pair: area[pair, variant.label]), label=method
+                max(configurations(method), key=lambda variant, pair=pair: mean[pair, variant.label]), label=method
             )
             for method in method_names()
         }
-        for pair in ("near", "far")
+        for pair in TUNED_PAIRS
     }
 
 
@@ -75,7 +81,7 @@ def headline(folder: Path) -> Study:
     return Study(
         "headline",
         "Where does teacher guidance beat reverse KL, and by how much?",
-        ("near", "far"),
+        TUNED_PAIRS,
         tuple(variant_of(method) for method in method_names()),
         SEEDS,
         SETTINGS,

@@ -15,6 +15,8 @@ from ..methods import make_method
 from ..pairs import DATA, shipped_pairs
 from ..tiny_world.recipes import PairRecipe
 
+LOOP_VERSION = 1
+"""To be raised when a change of the package changes the numbers of a run: stored runs then count no longer."""
 DIALS = ("opening_logprob", "reverse_kl", "forward_kl", "rejected", "agreement", "reliability")
 """Figures of a pair's card that stand beside each of its runs."""
 
@@ -42,6 +44,8 @@ class Cell:
     """Fields of :class:`TrainConfig` that all cells of the study share."""
     look: str = ""
     """Name in :data:`tgpo_lab.studies.looks.LOOKS`: what is looked at in each checkpoint; nothing if empty."""
+    recipe: str = ""
+    """Digest of the recipe that the pair was built from."""
 
     @property
     def name(self) -> str:
@@ -59,9 +63,9 @@ class Cell:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that decides the run's numbers but the pair's weights."""
-        values = json.dumps([self._config(student=self.pair, output="any").as_dict(), self.look], sort_keys=True)
-        return hashlib.sha256(values.encode()).hexdigest()[:16]
+        """Digest of everything that decides the run's numbers: configuration, look, the pair's recipe, the version
+        of the loop. (The same recipe gives other weights on another kind of processor: see ``pair_digest``.)"""
+        return digest([self._config(student=self.pair, output="any").as_dict(), self.look, self.recipe, LOOP_VERSION])
 
     def _config(self, **places: str) -> TrainConfig:
         method = make_method(self.variant.method, tiny=True, **self.variant.options)
@@ -84,17 +88,38 @@ class Study:
     """Pairs that are built before the first run."""
     look: str = ""
     """See :class:`Cell`."""
+    references: tuple[str, ...] = ("tgpo",)
+    """Labels that all others are compared with."""
     choices: Mapping[str, Mapping[str, Variant]] = field(default_factory=dict)
     """Pair → label → the variant to take for it there, where a label's options were chosen pair by pair."""
 
     def cells(self) -> list[Cell]:
         """All runs, seeds outermost: a study that is stopped has whole rounds behind it."""
+        recipes = {pair: self._recipe_digest(pair) for pair in self.pairs}
         return [
-            Cell(pair, self.choices.get(pair, {}).get(variant.label, variant), seed, self.settings, self.look)
+            Cell(
+                pair,
+                self.choices.get(pair, {}).get(variant.label, variant),
+                seed,
+                self.settings,
+                self.look,
+                recipes[pair],
+            )
             for seed in self.seeds
             for pair in self.pairs
             for variant in self.variants
         ]
+
+    def _recipe_digest(self, pair: str) -> str:
+        if pair in self.recipes:
+            return digest(self.recipes[pair].as_dict())
+        file = DATA / "pairs" / pair / "pair.json"
+        return digest(json.loads(file.read_text())["recipe"]) if file.exists() else ""
+
+
+def digest(values: object) -> str:
+    """Sixteen hexadecimal digits that stand for plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def pair_paths(name: str, pairs_folder: Path) -> dict[str, str]:
@@ -115,9 +140,23 @@ def pair_paths(name: str, pairs_folder: Path) -> dict[str, str]:
         ) from error
 
 
+def pair_digest(name: str, pairs_folder: Path) -> str:
+    """Digest of the weights and prompts of a pair, to tell whether two runs started from the same models."""
+    entry = json.loads((_root(name, pairs_folder) / "pairs" / name / "pair.json").read_text())
+    total = hashlib.sha256()
+    for place, pattern in (("student", "*.safetensors"), ("teacher", "*.safetensors"), ("prompts", "*.jsonl")):
+        for file in sorted((_root(name, pairs_folder) / entry[place]).glob(pattern)):
+            total.update(file.read_bytes())
+    return total.hexdigest()[:16]
+
+
+def _root(name: str, pairs_folder: Path) -> Path:
+    return DATA if name in shipped_pairs() else pairs_folder
+
+
 def measured_dials(name: str, pairs_folder: Path) -> dict[str, float]:
     """Divergence and reliability of a pair as its card has them; nothing for a pair without a card."""
-    file = (DATA if name in shipped_pairs() else pairs_folder) / "pairs" / name / "card.json"
+    file = _root(name, pairs_folder) / "pairs" / name / "card.json"
     if not file.exists():
         return {}
     card = json.loads(file.read_text())

@@ -26,7 +26,8 @@ RESULTS = DATA / "results"
 TABLES = ("runs", "steps", "looks")
 # Times differ from machine to machine; the whole run's are kept in `seconds`.
 STEP_COLUMNS = [name for name in METRICS if not name.startswith("seconds_")]
-COLLAPSED_SHARE = 0.5
+LOSABLE = 0.2  # accuracy below which there is nothing to lose
+RUNAWAY_SHARE = 0.5
 LAST_STEPS = 5
 
 
@@ -54,8 +55,11 @@ def load_results(name: str, folder: Path = RESULTS) -> StudyResults:
     try:
         about = json.loads((place / "study.json").read_text())
         tables = {table: pd.read_parquet(place / f"{table}.parquet") for table in TABLES}
-    except OSError as error:
-        raise InputError(f"There are no results of a study {name!r} in {folder}. Run: tgpo-lab study {name}") from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"There are no readable results of a study {name!r} in {folder} ({error}). Restore {place} or remove it, "
+            f"then run: tgpo-lab study {name}"
+        ) from error
     return StudyResults(**tables, about=about)
 
 
@@ -64,18 +68,18 @@ def finished_fingerprints(name: str, folder: Path = RESULTS) -> frozenset[str]:
     return frozenset(load_results(name, folder).runs["fingerprint"]) if (folder / name).exists() else frozenset()
 
 
-def gather(study: Study, output: Path, folder: Path = RESULTS) -> StudyResults:
+def gather(study: Study, output: Path, folder: Path = RESULTS, *, discard_old: bool = False) -> StudyResults:
     """Put the finished cells of ``output`` beside what is stored of the study already, and store both.
-
-    Runs under another configuration than the study has now are left out.
 
     Args:
         study: the study.
         output: folder that :func:`tgpo_lab.studies.runner.run_study` wrote to.
         folder: where results are stored; the study's own folder in it is written anew, whole or not at all.
+        discard_old: drop stored runs that are not of the study as it is now.
 
     Raises:
-        InputError: not one run is finished.
+        InputError: not one run is finished; stored runs are of another configuration; or runs of one pair started
+            from different models.
     """
     wanted = {cell.fingerprint: cell for cell in study.cells()}
     frames: dict[str, list[pd.DataFrame]] = {table: [] for table in TABLES}
@@ -83,6 +87,11 @@ def gather(study: Study, output: Path, folder: Path = RESULTS) -> StudyResults:
     if (folder / study.name).exists():
         before = load_results(study.name, folder)
         kept = before.runs[before.runs["fingerprint"].isin(list(wanted))]
+        if len(kept) < len(before.runs) and not discard_old:
+            raise InputError(
+                f"{len(before.runs) - len(kept)} of {len(before.runs)} runs stored in {folder / study.name} are of "
+                f"another configuration than the study {study.name} has now. To drop them, give --discard-old."
+            )
         frames["runs"].append(kept)
         for table in ("steps", "looks"):
             rows = getattr(before, table)
@@ -99,6 +108,12 @@ def gather(study: Study, output: Path, folder: Path = RESULTS) -> StudyResults:
         raise InputError(f"No run of the study {study.name!r} is finished yet. Run: tgpo-lab study {study.name}")
     whole = {table: _joined(parts) for table, parts in frames.items()}
     all_runs = whole["runs"].sort_values(["pair", "label", "seed"], ignore_index=True)
+    for pair, of_pair in all_runs.groupby("pair"):
+        if of_pair["pair_digest"].nunique() > 1:
+            raise InputError(
+                f"Runs on the pair {pair!r} started from different models: it was built anew in between. Nothing was "
+                f"stored. Remove the newer runs ({output}) or drop the older ones."
+            )
     about = {
         "study": study.name,
         "question": study.question,
@@ -106,6 +121,7 @@ def gather(study: Study, output: Path, folder: Path = RESULTS) -> StudyResults:
         "runs_finished": len(all_runs),
         "seeds": [int(seed) for seed in sorted(all_runs["seed"].unique())],
         "settings": dict(study.settings),
+        "references": list(study.references),
         "run_minutes": round(float(all_runs["seconds"].sum()) / 60, 1),
         "made_by": _distinct(made_by),
     }
@@ -130,45 +146,65 @@ def _joined(frames: list[pd.DataFrame]) -> pd.DataFrame:
 def run_row(content: dict) -> dict[str, object]:
     """One row about a run, from its cell's file.
 
-    ``area`` is the mean of held-out accuracy over the run (trapezoidal rule over steps, divided by their number).
-    ``collapsed``: numbers stopped being finite, or half of the last responses were cut at the token limit, or an
-    accuracy of 0.2 or more fell to half of what it was.
+    ``area`` is the mean of held-out accuracy over the planned run (trapezoidal rule over steps, divided by their
+    number). A run whose numbers stopped being finite has an accuracy of 0 from there on. ``lost``: held-out accuracy
+    was 0.2 or more and ended at half of its maximum or below. ``runaway``: half of the last responses were cut at the
+    token limit. ``collapsed``: either, or numbers that stopped being finite.
     """
     metrics = metrics_frame(content["steps"])
-    measured = metrics.dropna(subset=["accuracy"])
-    accuracy, step = measured["accuracy"].to_numpy(), measured["step"].to_numpy()
-    last = metrics.dropna(subset=["reward"]).tail(LAST_STEPS)
-    before, after = accuracy[0], content["test_accuracy"]
     failed = content["failure"] is not None
-    lost = before >= 0.2 and (after is None or after <= before / 2)
+    accuracy = _accuracy(content, metrics)
+    steps, values = accuracy["step"].to_numpy(dtype=float), accuracy["accuracy"].to_numpy(dtype=float)
+    last = metrics.dropna(subset=["reward"]).tail(LAST_STEPS)
+    lost = bool(values.max() >= LOSABLE and values[-1] <= values.max() / 2)
+    runaway = bool(last["truncated"].mean() >= RUNAWAY_SHARE)
     return {
         "cell": content["cell"],
         "pair": content["pair"],
         "label": content["label"],
         "seed": content["seed"],
-        "accuracy_before": before,
-        "test_accuracy": np.nan if after is None else after,
-        "area": np.trapezoid(accuracy, step) / (step[-1] - step[0]) if len(step) > 1 else np.nan,
-        "steps_to_50": steps_to(metrics, 0.5),
-        "steps_to_80": steps_to(metrics, 0.8),
+        "accuracy_before": values[0],
+        "test_accuracy": 0.0 if content["test_accuracy"] is None else content["test_accuracy"],
+        "area": np.trapezoid(values, steps) / (steps[-1] - steps[0]),
+        "steps_to_50": steps_to(accuracy, 0.5),
+        "steps_to_80": steps_to(accuracy, 0.8),
+        "steps_to_95": steps_to(accuracy, 0.95),
         "largest_gradient_norm": metrics["gradient_norm"].max(),
         "largest_length": metrics["length"].max(),
+        "largest_entropy": metrics["entropy"].max(),
         "last_length": last["length"].mean(),
         "last_truncated": last["truncated"].mean(),
         "last_entropy": last["entropy"].mean(),
         "last_agreement": last["agreement"].mean(),
-        "teacher_trace_tokens": metrics["teacher_trace_tokens"].sum(),
-        "collapsed": bool(failed or lost or last["truncated"].mean() >= COLLAPSED_SHARE),
-        **{dial: content["dials"].get(dial, np.nan) for dial in DIALS},
+        "lost": lost,
+        "runaway": runaway,
+        "collapsed": failed or lost or runaway,
         "failure": content["failure"] or "",
+        **{dial: content["dials"].get(dial, np.nan) for dial in DIALS},
+        "pair_digest": content["pair_digest"],
         "seconds": content["seconds"],
         "fingerprint": content["fingerprint"],
         "config": json.dumps(content["config"]),
     }
 
 
+def _accuracy(content: dict, metrics: pd.DataFrame) -> pd.DataFrame:
+    """Measured accuracy by step; of a failed run with zeros from its failure to the end that was planned."""
+    measured = metrics.dropna(subset=["accuracy"])[["step", "accuracy"]].sort_values("step")
+    if content["failure"] is None:
+        return measured
+    planned, every = content["config"]["steps"], content["config"]["evaluate_every"]
+    first = int(measured["step"].max()) + every if len(measured) else 0
+    steps = sorted({*range(first, planned, every), planned})
+    return pd.concat([measured, pd.DataFrame({"step": steps, "accuracy": 0.0})], ignore_index=True)
+
+
 def _steps_frame(content: dict) -> pd.DataFrame:
-    frame = metrics_frame(content["steps"])[["step", *STEP_COLUMNS]]
+    metrics = metrics_frame(content["steps"])
+    padding = _accuracy(content, metrics)
+    padding = padding[~padding["step"].isin(metrics["step"])]
+    frame = pd.concat([metrics, padding], ignore_index=True)[["step", *STEP_COLUMNS]] if len(padding) else metrics
+    frame = frame[["step", *STEP_COLUMNS]]
     return _of_cell(frame.astype(dict.fromkeys(STEP_COLUMNS, np.float32)), content)
 
 

@@ -6,14 +6,21 @@ cells in hand: the same command goes on with the rest.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
+import multiprocessing.connection
+import os
 import shutil
+import threading
 import time
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -29,7 +36,7 @@ from ..runs import CHECKPOINTS, METRICS_FILE
 from ..stopping import NonFiniteError
 from ..training import train
 from .looks import LOOKS
-from .plan import Cell, Study, measured_dials
+from .plan import Cell, Study, measured_dials, pair_digest
 
 CELLS, WORKING = "cells", "working"
 
@@ -59,14 +66,22 @@ def run_study(study: Study, output: Path, pairs_folder: Path, processes: int, do
     if not cells:
         return True
     # Fresh processes: a forked one would inherit threads that are not there any more.
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_one_thread)
+    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare_process)
+    waiting: dict[Future[bool], Cell] = {}
     try:
-        waiting = {executor.submit(run_cell, cell, output, pairs_folder): cell for cell in cells}
-        with _Display(console, study.name, len(cells)) as display:
-            for future in as_completed(waiting):
-                if not future.result():
-                    raise KeyboardInterrupt
-                display.finished(waiting[future])
+        with _only_one(output), _Display(console, study.name, len(cells)) as display:
+            todo = iter(cells)
+            while True:
+                # Never more than can run: what the pool has taken in, it finishes even after a stop.
+                for cell in itertools.islice(todo, processes - len(waiting)):
+                    waiting[executor.submit(run_cell, cell, output, pairs_folder)] = cell
+                if not waiting:
+                    return True
+                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                    cell = waiting.pop(future)
+                    if not future.result():
+                        raise KeyboardInterrupt
+                    display.finished(cell)
     except KeyboardInterrupt:
         console.print(
             f"{study.name} is stopping. Finished runs are kept; the same command goes on with the others.",
@@ -80,7 +95,22 @@ def run_study(study: Study, output: Path, pairs_folder: Path, processes: int, do
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-    return True
+
+
+@contextmanager
+def _only_one(output: Path) -> Iterator[None]:
+    """Hold the study's folder: two studies in it would run the same cells over each other.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    try:
+        with FileLock(output / ".lock", timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(
+            f"Another process is running this study in {output}. Wait for it to end, or give another output."
+        ) from error
 
 
 def is_finished(cell: Cell, output: Path) -> bool:
@@ -106,7 +136,7 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
     """
     start = time.perf_counter()
     working = output / WORKING / cell.name
-    shutil.rmtree(working, ignore_errors=True)  # what a killed process left: a cell is short and starts anew
+    shutil.rmtree(working, ignore_errors=True)  # what a kill has left: a cell is short and starts anew
     config = cell.config(working, pairs_folder)
     failure = tested = None
     looks: list[dict] = []
@@ -117,8 +147,9 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
         pair = load_pair(config.student, config.teacher)
         prompts = load_prompts(config.dataset or pair.prompts)["test"]
         tested = evaluate(
-            pair, result.student, prompts=prompts, max_new_tokens=config.max_new_tokens, reward=config.reward
-        )
+            pair, result.student, prompts=prompts, temperature=config.evaluation_temperature, seed=config.seed,
+            max_new_tokens=config.max_new_tokens, reward=config.reward,
+        )  # fmt: skip
         for checkpoint in checkpoint_folders(working / CHECKPOINTS) if cell.look else []:
             pair.student = load_model(checkpoint, torch.float32, "cpu")
             frame = LOOKS[cell.look](pair, prompts, config)
@@ -136,6 +167,7 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
         "fingerprint": cell.fingerprint,
         "config": {**config.as_dict(), "student": cell.pair, "teacher": None, "dataset": None, "output": ""},
         "dials": measured_dials(cell.pair, pairs_folder),
+        "pair_digest": pair_digest(cell.pair, pairs_folder),
         "failure": failure,
         "test_accuracy": None if tested is None else tested.accuracy,
         "test_length": None if tested is None else tested.length,
@@ -149,8 +181,16 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
     return True
 
 
-def _one_thread() -> None:
+def _prepare_process() -> None:
+    """One thread for each run; and no run goes on after the study itself was killed."""
     torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+
+    def end_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 class _Display:

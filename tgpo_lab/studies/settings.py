@@ -11,7 +11,9 @@ SETTINGS: dict[str, object] = {
     "steps": STEPS,
     "prompts_per_step": 8,  # half of the default: a run takes half the time, and there are many
     "evaluate_every": 5,
-    "evaluation_prompts": 128,
+    "evaluation_prompts": 256,
+    # The policy itself is judged: greedily, the near pair's student is right from the start.
+    "evaluation_temperature": 1.0,
     "measured_positions": 256,
     "gradient_terms_every": 0,
     "checkpoint_every": STEPS,

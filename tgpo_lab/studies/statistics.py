@@ -17,7 +17,7 @@ RESAMPLES = 9999
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over seeds with its 95 % bootstrap interval."""
+    """A mean over seeds with its 95 % interval."""
 
     mean: float
     low: float
@@ -26,8 +26,10 @@ class Interval:
     """Number of seeds."""
 
 
-def mean_interval(values: np.ndarray) -> Interval:
-    """Mean over seeds with a 95 % percentile bootstrap interval; without spread, or with one seed, a point.
+def mean_interval(values: np.ndarray, bounds: tuple[float, float] = (-np.inf, np.inf)) -> Interval:
+    """Mean over seeds with Student's t interval, cut at ``bounds``; without spread, or with one seed, a point.
+
+    A bootstrap would be too narrow here: with five seeds its 95 % interval holds the truth about 81 times in 100.
 
     Raises:
         InputError: no values, or one that is not finite.
@@ -35,17 +37,17 @@ def mean_interval(values: np.ndarray) -> Interval:
     values = np.asarray(values, dtype=float)
     if not len(values) or not np.isfinite(values).all():
         raise InputError(f"An interval needs finite values from at least one seed, but got {values.tolist()}.")
-    mean = float(values.mean())
-    if len(values) == 1 or np.ptp(values) == 0:
+    mean, error = float(values.mean()), stats.sem(values) if len(values) > 1 else 0.0
+    if not error > 0:
         return Interval(mean, mean, mean, len(values))
-    found = stats.bootstrap(
-        (values,), np.mean, confidence_level=CONFIDENCE, n_resamples=RESAMPLES, method="percentile", rng=0
-    ).confidence_interval
-    return Interval(mean, float(found.low), float(found.high), len(values))
+    low, high = stats.t.interval(CONFIDENCE, len(values) - 1, loc=mean, scale=error)
+    return Interval(mean, max(bounds[0], float(low)), min(bounds[1], float(high)), len(values))
 
 
 def paired_comparison(runs: pd.DataFrame, column: str, reference: str) -> pd.DataFrame:
-    """Every label against ``reference``, pair by pair, over the seeds that both have.
+    """``reference`` against every other label, pair by pair, over the seeds that both have.
+
+    A pair without two seeds of the reference is left out, and so is a label that shares fewer than two with it.
 
     The test is the exact sign-flip permutation test of the mean difference, two-sided: with n seeds no p-value lies
     below 2^(1−n). ``adjusted_p`` is corrected by Benjamini and Hochberg over all comparisons of the table.
@@ -57,23 +59,21 @@ def paired_comparison(runs: pd.DataFrame, column: str, reference: str) -> pd.Dat
 
     Returns:
         One row per pair and other label: ``difference`` (reference − label, mean over seeds) with ``low`` and
-        ``high``, ``seeds``, ``wins`` (seeds with a positive difference), ``effect`` (Cohen's d of the paired
-        differences, infinite where they do not vary), ``p`` and ``adjusted_p``.
+        ``high``, ``seeds``, ``wins`` (seeds with a positive difference), ``effect`` (Cohen's d_z: mean by
+        standard deviation of the differences, infinite where they do not vary), ``p`` and ``adjusted_p``.
 
     Raises:
-        InputError: the reference has no runs, or shares fewer than two seeds with a label.
+        InputError: the reference has no runs.
     """
     if reference not in set(runs["label"]):
         raise InputError(f"There are no runs of {reference!r}: there are {', '.join(sorted(set(runs['label'])))}.")
     rows = []
     for pair, of_pair in runs.groupby("pair", sort=False):
         wide = of_pair.pivot(index="seed", columns="label", values=column)
-        for label in wide.columns:
-            if label == reference:
-                continue
+        for label in wide.columns if reference in wide else []:
             both = wide[[reference, label]].dropna()
-            if len(both) < 2:
-                raise InputError(f"{reference!r} and {label!r} share fewer than two seeds on {pair}.")
+            if label == reference or len(both) < 2:
+                continue
             difference = (both[reference] - both[label]).to_numpy()
             interval, spread = mean_interval(difference), difference.std(ddof=1)
             effect = interval.mean / spread if spread > 1e-12 else float(np.sign(interval.mean)) * np.inf
@@ -90,7 +90,8 @@ def paired_comparison(runs: pd.DataFrame, column: str, reference: str) -> pd.Dat
                     "p": sign_flip_p(difference),
                 }
             )
-    table = pd.DataFrame(rows)
+    columns = ["pair", "label", "difference", "low", "high", "seeds", "wins", "effect", "p"]
+    table = pd.DataFrame(rows, columns=columns)
     table["adjusted_p"] = stats.false_discovery_control(table["p"]) if len(table) else []
     return table
 

@@ -8,13 +8,11 @@ import pandas as pd
 from .statistics import Interval, mean_interval, paired_comparison
 
 NEVER = "never"
+SHARE = (0.0, 1.0)
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row per pair and label, as texts: means over seeds with 95 % intervals, medians, shares.
-
-    A run whose numbers stopped being finite counts as collapsed, with a test accuracy and an area of 0.
-    """
+    """One row per pair and label, as texts: means over seeds with 95 % intervals, medians, shares."""
     rows = []
     for (pair, label), group in runs.groupby(["pair", "label"], sort=False):
         rows.append(
@@ -22,10 +20,11 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
                 "pair": pair,
                 "method": label,
                 "seeds": str(len(group)),
-                "test accuracy": interval_text(mean_interval(group["test_accuracy"].fillna(0.0)), percent=True),
-                "area": interval_text(mean_interval(group["area"].fillna(0.0)), percent=True),
+                "test accuracy": interval_text(mean_interval(group["test_accuracy"], SHARE), percent=True),
+                "area": interval_text(mean_interval(group["area"], SHARE), percent=True),
                 "steps to 50 %": steps_text(group["steps_to_50"]),
                 "steps to 80 %": steps_text(group["steps_to_80"]),
+                "steps to 95 %": steps_text(group["steps_to_95"]),
                 "collapsed": f"{int(group['collapsed'].sum())} of {len(group)}",
                 "largest gradient norm": f"{group['largest_gradient_norm'].median():.2g}",
                 "entropy at the end": f"{group['last_entropy'].median():.2f}",
@@ -37,8 +36,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 def comparison(runs: pd.DataFrame, reference: str, column: str = "area") -> pd.DataFrame:
     """:func:`paired_comparison` as texts."""
-    filled = runs.assign(**{column: runs[column].fillna(0.0)})
-    table = paired_comparison(filled, column, reference)
+    table = paired_comparison(runs, column, reference)
     return pd.DataFrame(
         {
             "pair": table["pair"],
@@ -48,7 +46,7 @@ def comparison(runs: pd.DataFrame, reference: str, column: str = "area") -> pd.D
                 for row in table.itertuples()
             ],
             "seeds won": [f"{row.wins} of {row.seeds}" for row in table.itertuples()],
-            "effect (d)": [
+            "effect (d_z)": [
                 f"{row.effect:.1f}" if np.isfinite(row.effect) else "no spread" for row in table.itertuples()
             ],
             "p": [p_text(p) for p in table["p"]],
@@ -66,12 +64,11 @@ def interval_text(interval: Interval, *, percent: bool = False, sign: bool = Fal
 
 
 def steps_text(steps: pd.Series) -> str:
-    """Median over the seeds that reached the level, and how many did not, for example ``15 (2 never)``."""
-    reached = steps.dropna()
-    missing = len(steps) - len(reached)
-    if reached.empty:
-        return NEVER
-    return f"{reached.median():.0f}" + (f" ({missing} never)" if missing else "")
+    """Median over seeds, where a level that was never reached counts as later than any step; ``15 (2 of 10 never)``."""
+    missing = int(steps.isna().sum())
+    median = steps.astype(float).fillna(np.inf).median()
+    text = f"{median:.0f}" if np.isfinite(median) else NEVER
+    return f"{text} ({missing} of {len(steps)} never)" if 0 < missing < len(steps) else text
 
 
 def p_text(p: float) -> str:

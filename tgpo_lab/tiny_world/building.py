@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,8 @@ from .recipes import PairRecipe, StudentRecipe, TeacherRecipe
 from .tokenizer import build_tokenizer
 
 PROMPT_COUNTS = {"train": 4096, "validation": 256, "test": 512}
+SECOND_STAGE_FIELDS = {"opening_logprob", "rival_margin", "opening"}
+RECIPE_FILE = "recipe.json"
 FILLER_WORDS = DATA / "tokenizer" / "filler_words.txt"
 
 
@@ -48,8 +50,14 @@ def build_pair(name: str, recipe: PairRecipe, output: Path) -> Path:
     prompts = output / "prompts" / f"addition-{task.operands}x{task.digits}"
     if not prompts.exists():
         write_prompts(task, prompts)
-    student = _built(output, recipe.student_name, tokenizer, lambda: _student(recipe.student, tokenizer, output))
-    teacher = _built(output, recipe.teacher_name, tokenizer, lambda: _teacher(recipe.teacher, tokenizer, output))
+    student = _built(
+        output, recipe.student_name, asdict(recipe.student), tokenizer,
+        lambda: _student(recipe.student, tokenizer, output),
+    )  # fmt: skip
+    teacher = _built(
+        output, recipe.teacher_name, asdict(recipe.teacher), tokenizer,
+        lambda: _teacher(recipe.teacher, tokenizer, output),
+    )  # fmt: skip
     pair = output / "pairs" / name
     pair.mkdir(parents=True, exist_ok=True)
     places = {"student": student, "teacher": teacher, "prompts": prompts}
@@ -78,27 +86,47 @@ def build_and_measure(name: str, recipe: PairRecipe, output: Path) -> PairCard:
 
 
 def _student(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
-    skill = _built(output, "student-skill", tokenizer, lambda: build_student_skill(recipe, tokenizer))
+    # What the second stage wants is no part of the first one, which students share.
+    first = {key: value for key, value in asdict(recipe).items() if key not in SECOND_STAGE_FIELDS}
+    skill = _built(output, "student-skill", first, tokenizer, lambda: build_student_skill(recipe, tokenizer))
     return set_student_opening(load_model(skill, torch.float32, "cpu"), recipe, tokenizer)
 
 
 def _teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
     if recipe.until_reliability is None:
         return build_teacher(recipe, tokenizer)
-    clean = replace(recipe, foreign_share=0.0)
-    start = _built(output, "teacher-fragile", tokenizer, lambda: build_teacher(clean, tokenizer))
+    clean = replace(recipe, foreign_share=0.0, until_reliability=None)
+    start = _built(output, "teacher-fragile", asdict(clean), tokenizer, lambda: build_teacher(clean, tokenizer))
     return acquaint_teacher(load_model(start, torch.float32, "cpu"), recipe, tokenizer)
 
 
-def _built(output: Path, name: str, tokenizer: PreTrainedTokenizerBase, build: Callable[[], PreTrainedModel]) -> Path:
-    """Folder of a model under ``output``, which is built first if it is not there."""
+def _built(
+    output: Path,
+    name: str,
+    recipe: dict,
+    tokenizer: PreTrainedTokenizerBase,
+    build: Callable[[], PreTrainedModel],
+) -> Path:
+    """Folder of a model under ``output``, which is built first if it is not there.
+
+    Raises:
+        InputError: a model of that name is there, but was built from another recipe.
+    """
     folder = output / "models" / name
-    if not folder.exists():
-        transformers_logging.disable_progress_bar()
-        model = build()
-        with written_folder(folder) as writing:
-            model.save_pretrained(writing)
-            tokenizer.save_pretrained(writing)
+    wanted = json.loads(json.dumps(recipe))
+    if folder.exists():
+        stored = folder / RECIPE_FILE
+        if stored.exists() and json.loads(stored.read_text()) != wanted:
+            raise InputError(
+                f"{folder} was built from another recipe than this pair's {name}. Give another --output, or remove it."
+            )
+        return folder
+    transformers_logging.disable_progress_bar()
+    model = build()
+    with written_folder(folder) as writing:
+        model.save_pretrained(writing)
+        tokenizer.save_pretrained(writing)
+        write_json(writing / RECIPE_FILE, wanted)
     return folder
 
 

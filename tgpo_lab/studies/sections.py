@@ -1,0 +1,217 @@
+"""What single studies show beside the general tables: each a function of stored results to sections and figures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from . import figures, tables
+from .catalog import OPENINGS, RELIABILITIES, map_pair
+from .results import StudyResults
+from .statistics import mean_interval
+
+Content = tuple[list[tuple[str, str]], dict[str, Figure]]
+"""Sections as (heading, Markdown), and figures by name."""
+
+AREA = "mean held-out accuracy over the run"
+
+
+def tuning(results: StudyResults) -> Content:
+    """Mean area of every configuration."""
+    area = results.runs.groupby(["pair", "label"], sort=False)["area"].mean().unstack("pair")
+    cells = {pair: [f"{100 * share:.1f} %" for share in area[pair]] for pair in area}
+    return [("Mean area", tables.markdown(pd.DataFrame({"configuration": area.index, **cells})))], {}
+
+
+def divergence_map(results: StudyResults) -> Content:
+    """Heatmaps of the area on measured axes: each method, and who is ahead by how much."""
+    runs = results.runs
+    asked = {map_pair(opening, share): (opening, share) for opening in OPENINGS for share in RELIABILITIES}
+    openings, shares = (runs["pair"].map(lambda pair, i=i: asked[pair][i]) for i in (0, 1))
+    # A dial is asked for, and what comes of it is measured: cells go by what was asked, axes say what was measured.
+    columns = {o: f"{runs.loc[openings == o, 'opening_logprob'].mean():.1f}" for o in OPENINGS if (openings == o).any()}
+    rows = {
+        share: _range(runs.loc[shares == share, "reliability"]) for share in RELIABILITIES if (shares == share).any()
+    }
+    area = runs.groupby(["label", shares.rename("share"), openings.rename("opening")])["area"].mean()
+    labels = list(dict.fromkeys(runs["label"]))
+
+    def on_the_map(values: pd.Series) -> pd.DataFrame:
+        table = values.unstack("opening").reindex(index=list(rows)[::-1], columns=list(columns))
+        table.index, table.columns = ([names[key] for key in axis] for names, axis in
+                                      ((rows, table.index), (columns, table.columns)))  # fmt: skip
+        return table.rename_axis(index="teacher reliability", columns="log-probability of the teacher's opening (nats)")
+
+    drawn = {f"map-{label}": figures.heatmap(on_the_map(area[label]), label, AREA) for label in labels}
+    for first, second in (("tgpo", "rkl"), ("tgpo", "grpo"), ("tgpo-trust-horizon", "tgpo")):
+        if {first, second} <= set(labels):
+            drawn[f"map-{first}-minus-{second}"] = figures.heatmap(
+                on_the_map(area[first] - area[second]), f"{first} − {second}", "difference of the means", diverging=True
+            )
+    whole = area.unstack("label")
+    best = pd.DataFrame(
+        {
+            "teacher reliability": [rows[share] for share, _ in whole.index],
+            "opening (nats)": [columns[opening] for _, opening in whole.index],
+            **{label: [f"{100 * value:.0f} %" for value in whole[label]] for label in whole},
+        }
+    )
+    note = (
+        "Rows are teachers, with the range of reliability that was measured with the students of the columns. Who "
+        "is ahead is for the tests below to say.\n\n"
+    )
+    return [("Mean area", note + tables.markdown(best))], drawn
+
+
+def premise(results: StudyResults) -> Content:
+    """Reliability and value of the proposed token by depth, before training; inside and outside the horizon."""
+    start = results.looks[results.looks["step"] == 0]
+    measures = ["teacher_right", "student_right_after_token", "student_right"]
+    by_depth = _weighted(start, ["pair", "depth"], [*measures, "teacher_entropy"])
+    named = by_depth.rename(
+        columns=dict(zip(measures, ("teacher goes on", "student after its token", "student goes on"), strict=True))
+    )
+    drawn = {
+        "premise-by-depth": figures.by_depth(named, ["teacher goes on", "student after its token", "student goes on"])
+    }
+    inside = _weighted(start[start["depth"] > 0], ["pair", "believable"], ["teacher_right", "prefixes_share"])
+    outcome = results.runs.groupby("pair")["test_accuracy"].mean()
+    rows = []
+    for pair in dict.fromkeys(start["pair"]):
+        whole = _weighted(
+            start[(start["pair"] == pair) & (start["depth"] > 0)], ["pair"], [*measures, "teacher_entropy"]
+        )
+        horizon = {believable: row for (name, believable), row in inside.set_index(["pair", "believable"]).iterrows()
+                   if name == pair}  # fmt: skip
+        rows.append(
+            {
+                "pair": pair,
+                "teacher goes on rightly": _percent(whole["teacher_right"]),
+                "student after the proposed token": _percent(whole["student_right_after_token"]),
+                "student as it is": _percent(whole["student_right"]),
+                "teacher's entropy (nats)": f"{whole['teacher_entropy'].item():.2f}",
+                "reliability inside the horizon": _percent(horizon[True]["teacher_right"]) if True in horizon else "–",
+                "outside": _percent(horizon[False]["teacher_right"]) if False in horizon else "–",
+                "prefixes inside": _percent(horizon[True]["prefixes_share"]) if True in horizon else "0 %",
+                "TGPO's test accuracy": _percent(outcome[pair]),
+            }
+        )
+    note = (
+        "At the student's prefixes of one token and more, before training, means over prefixes. Inside the horizon: no "
+        "token of the prefix surprises the teacher by more than 4 nats. Right: the response ends in the right sum.\n\n"
+    )
+    return [("The premise and what came of it", note + tables.markdown(pd.DataFrame(rows)))], drawn
+
+
+def gradient(results: StudyResults) -> Content:
+    """Moments of the signal and cosines, over divergence and along training."""
+    dials = results.runs.drop_duplicates("cell").set_index("cell")["opening_logprob"]
+    looks = results.looks.assign(divergence=results.looks["cell"].map(dials).round(1))
+    start = looks[looks["step"] == 0].groupby("divergence").mean(numeric_only=True).sort_index(ascending=False)
+    columns = {
+        "mean_policy_gradient_second_moment": "second moment, policy gradient",
+        "mean_policy_gradient_variance": "its variance",
+        "mean_exact_squared_norm": "squared norm, exact",
+        "mean_guidance_squared_norm": "squared norm, guidance",
+        "mean_rejected": "probability of a rejected token",
+        "mean_largest_rejection": "largest rejection (nats)",
+    }
+    table = pd.DataFrame({"opening (nats)": [f"{divergence:.1f}" for divergence in start.index]})
+    for column, name in columns.items():
+        table[name] = [f"{value:.3g}" for value in start[column]]
+    cosines = [column for column in looks if column.startswith("cosine")]
+    directions = pd.DataFrame({"opening (nats)": table["opening (nats)"]})
+    for column in cosines:
+        shown = column.removeprefix("cosine ").replace(", ", " and ")
+        directions[shown] = ["–" if pd.isna(value) else f"{value:+.2f}" for value in start[column]]
+    note = (
+        "Before training, mean over the positions of the student's samples, in the space of the logits (nats²). "
+        "Rejected: the student gives the token over e⁴ times what the teacher does. Largest rejection: of tokens to "
+        "which the student gives 0.01 and more.\n\n"
+    )
+    cosine_note = "Cosines between whole gradients on one batch, before training, mean over runs that have both.\n\n"
+    sections = [("Strength and noise", note + tables.markdown(table)),
+                ("Directions", cosine_note + tables.markdown(directions))]  # fmt: skip
+    drawn = {
+        f"gradient-{name}": figures.along_training(looks, f"mean_{column}", unit)
+        for name, column, unit in (
+            ("policy-gradient", "policy_gradient_second_moment", "second moment, policy gradient (nats²)"),
+            ("variance", "policy_gradient_variance", "variance, policy gradient (nats²)"),
+            ("exact", "exact_squared_norm", "squared norm, exact (nats²)"),
+            ("guidance", "guidance_squared_norm", "squared norm, guidance (nats²)"),
+        )
+    }
+    return sections, drawn
+
+
+def conditioning(results: StudyResults) -> Content:
+    """Accuracy against the number of teacher tokens learned from, and at the most that all methods have reached."""
+    steps = results.steps.sort_values(["cell", "step"], ignore_index=True)
+    at_prefixes = steps["guided"].fillna(0.0) * steps["tokens"]
+    own = steps["teacher_trace_tokens"].fillna(0.0)
+    as_many = own.clip(upper=steps["tokens"]).where(steps["weight"] > 0, 0.0)  # the ablation takes no more than that
+    used = at_prefixes.where(steps["label"] == "tgpo", own).where(steps["label"] != "tgpo-unconditioned", as_many)
+    # Accuracy at a step was measured before that step's tokens.
+    steps["teacher_tokens"] = used.groupby(steps["cell"]).cumsum() - used
+    measured = steps.dropna(subset=["accuracy"])
+    rows = []
+    for pair, of_pair in measured.groupby("pair", sort=False):
+        reached = of_pair.groupby("cell")["teacher_tokens"].max()
+        budget = reached.min()
+        for (label, seed), run in of_pair.groupby(["label", "seed"]):
+            accuracy = np.interp(budget, run["teacher_tokens"], run["accuracy"])
+            rows.append({"pair": pair, "label": label, "seed": seed, "budget": budget, "accuracy": accuracy})
+    table = pd.DataFrame(rows)
+    shown = pd.DataFrame(
+        {
+            "pair": pair,
+            "teacher tokens": f"{group['budget'].iloc[0]:,.0f}",
+            "method": label,
+            "held-out accuracy there": tables.interval_text(mean_interval(group["accuracy"], (0, 1)), percent=True),
+        }
+        for (pair, label), group in table.groupby(["pair", "label"], sort=False)
+    )
+    note = (
+        "At the largest number of teacher tokens that every run of the pair has learned from; between measurements in "
+        "a straight line. 95 % intervals over seeds.\n\n"
+    )
+    sections = [("At equal numbers of teacher tokens", note + tables.markdown(shown))]
+    compared = tables.comparison(table, "tgpo", "accuracy")
+    if len(compared):
+        sections.append(("tgpo against each at that number", tables.markdown(compared)))
+    return sections, {"conditioning-by-tokens": figures.against_tokens(measured)}
+
+
+def _weighted(looks: pd.DataFrame, keys: list[str], columns: list[str]) -> pd.DataFrame:
+    """Means over prefixes of rows that are means over ``prefixes`` prefixes each."""
+    weighted = looks.assign(**{c: looks[c] * looks["prefixes"] for c in columns if c != "prefixes_share"})
+    sums = weighted.groupby(keys, sort=False)[[c for c in columns if c != "prefixes_share"] + ["prefixes"]].sum()
+    means = sums.div(sums["prefixes"], axis=0).drop(columns="prefixes")
+    if "prefixes_share" in columns:
+        means["prefixes_share"] = sums["prefixes"] / sums.groupby(level=0)["prefixes"].transform("sum")
+    return means.reset_index()
+
+
+def _range(values: pd.Series) -> str:
+    low, high = f"{values.min():.2f}", f"{values.max():.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _percent(share) -> str:
+    value = share.item() if hasattr(share, "item") else share
+    return f"{100 * value:.0f} %"
+
+
+SECTIONS: dict[str, Callable[[StudyResults], Content]] = {
+    "tuning": tuning,
+    "map": divergence_map,
+    "premise": premise,
+    "gradient": gradient,
+    "conditioning": conditioning,
+}
+"""By study."""
+ALONE = {"tuning", "premise", "gradient"}
+"""Studies without the general tables: their runs are not compared with each other."""
