@@ -5,8 +5,8 @@ from __future__ import annotations
 from ..schedules import LinearDecay, Schedule
 from .plan import Variant
 
-STEPS = 60
-ZERO_AT = 40  # the paper anneals to zero at step 200 of 300
+STEPS = 45
+ZERO_AT = 30  # the paper anneals to zero at step 200 of 300
 SETTINGS: dict[str, object] = {
     "steps": STEPS,
     "prompts_per_step": 8,  # half of the default: a run takes half the time, and there are many
