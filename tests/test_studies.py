@@ -382,6 +382,9 @@ def test_a_study_that_is_stopped_goes_on_with_the_cells_that_are_missing(number,
         (["nonsense"], "Unknown study 'nonsense'"),
         (["tuning", "--processes", "0"], "processes must be 1 or more"),
         (["report", "nonsense"], "Unknown study 'nonsense'"),
+        (["tuning", "--results", "/proc/nothing"], "Cannot write to the folder /proc/nothing"),
+        (["headline", "--results", "nowhere"], "There are no results of a study 'tuning' in nowhere"),
+        (["report", "map", "--results", "nowhere"], "There are no results of a study 'map' in nowhere"),
     ],
 )
 def test_bad_input_on_the_command_line(arguments, sentence, capsys):
@@ -399,7 +402,9 @@ def test_results_that_cannot_be_read_are_named(finished, tmp_path):
     study, output = finished
     gather(study, output, tmp_path)
     (tmp_path / "trial" / "runs.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r"no readable results of a study 'trial' .* Restore .*trial or remove it"):
+    with pytest.raises(
+        InputError, match=r"the study 'trial' .* cannot be read .* Restore .*trial or remove it"
+    ):
         load_results("trial", tmp_path)
 
 

@@ -9,7 +9,7 @@ import torch
 import tyro
 
 from ..errors import InputError
-from ..files import write_text
+from ..files import require_writable_folder, write_text
 from ..studies.catalog import STUDIES, make_study
 from ..studies.findings import write_findings
 from ..studies.report import study_page
@@ -58,6 +58,7 @@ def run(
     if processes < 1:
         raise InputError(f"processes must be 1 or more, but is {processes}.")
     study = make_study(name, results)
+    require_writable_folder(results)  # before the first hour of training, not after it
     done = finished_fingerprints(name, results)
     torch.set_num_threads(1)  # another number of threads rounds differently, and gives other weights
     needed = {c.pair for c in study.cells() if c.fingerprint not in done and not is_finished(c, output / name)}

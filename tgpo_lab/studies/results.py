@@ -49,15 +49,17 @@ def load_results(name: str, folder: Path = RESULTS) -> StudyResults:
     """Stored results of a study.
 
     Raises:
-        InputError: there are none.
+        InputError: there are none, or they cannot be read.
     """
     place = folder / name
+    if not place.exists():
+        raise InputError(f"There are no results of a study {name!r} in {folder}. Run: tgpo-lab study {name}")
     try:
         about = json.loads((place / "study.json").read_text())
         tables = {table: pd.read_parquet(place / f"{table}.parquet") for table in TABLES}
     except (OSError, ValueError) as error:
         raise InputError(
-            f"There are no readable results of a study {name!r} in {folder} ({error}). Restore {place} or remove it, "
+            f"The results of the study {name!r} in {folder} cannot be read ({error}). Restore {place} or remove it, "
             f"then run: tgpo-lab study {name}"
         ) from error
     return StudyResults(**tables, about=about)
