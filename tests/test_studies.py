@@ -402,9 +402,7 @@ def test_results_that_cannot_be_read_are_named(finished, tmp_path):
     study, output = finished
     gather(study, output, tmp_path)
     (tmp_path / "trial" / "runs.parquet").write_bytes(b"PAR1")
-    with pytest.raises(
-        InputError, match=r"the study 'trial' .* cannot be read .* Restore .*trial or remove it"
-    ):
+    with pytest.raises(InputError, match=r"the study 'trial' .* cannot be read .* Restore .*trial or remove it"):
         load_results("trial", tmp_path)
 
 
