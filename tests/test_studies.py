@@ -278,6 +278,7 @@ def test_tables_are_made_of_the_stored_numbers():
     assert table.loc["tgpo", "collapsed"] == "0 of 3"
     compared = tables.comparison(runs, "tgpo").iloc[0]
     assert compared["tgpo against"] == "rkl" and compared["seeds won"] == "3 of 3" and compared["p"] == "0.25"
+    assert tables.summary(runs[runs["seed"] == 0]).set_index("method").loc["tgpo", "test accuracy"] == "90.0 %"
     text = tables.markdown(tables.summary(runs))
     assert text.count("\n") == 4 and "| far | rkl | 3 |" in text
     assert tables.steps_text(pd.Series([5, None, 15])) == "15 (1 of 3 never)"
@@ -456,6 +457,14 @@ def test_the_same_results_make_the_same_page(tmp_path):
         page.write_figures(folder)
     for file in (tmp_path / "first").iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
+
+
+def test_a_figure_shows_no_more_lines_than_it_bears():
+    values = {("far", f"variant {number}"): [number / 20] * 2 for number in range(12)}
+    results = results_of("horizon", values, {})
+    results.about["references"] = ["variant 0"]
+    drawn = study_page(results, "figures").figures["horizon-accuracy"].axes[0].get_lines()
+    assert [line.get_label() for line in drawn] == ["variant 0", *(f"variant {number}" for number in range(11, 5, -1))]
 
 
 def test_a_study_under_way_says_so():

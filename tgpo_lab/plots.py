@@ -62,7 +62,7 @@ def plot_runs(
     width = min(len(columns), PANELS_IN_A_ROW)
     height = math.ceil(len(columns) / width)
     colors = DARK if dark else LIGHT
-    columns_of_legend = _legend_columns(list(frames), width)
+    columns_of_legend = legend_columns(list(frames), width * PANEL_WIDTH)
     legend_height = 0.2 + 0.22 * math.ceil(len(frames) / columns_of_legend)
     with sns.axes_style("ticks"), mpl.rc_context(style(colors)):
         # Made by pyplot, so that a notebook knows how to show it; closed, so that it is not shown a second time.
@@ -165,7 +165,7 @@ def _logarithmic(axes: Axes, values: pd.Series) -> None:
     axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _legend_columns(names: list[str], width: int) -> int:
-    """Number of legend columns for which the longest label leaves room."""
+def legend_columns(names: Sequence[str], width: float) -> int:
+    """Number of legend columns for which the longest label leaves room in a figure ``width`` inches wide."""
     letters = max(len(name) for name in names) + 8  # the line sample takes the room of eight letters
-    return max(1, min(len(names), int(width * PANEL_WIDTH * 12 / letters)))  # about 12 letters to an inch
+    return max(1, min(len(names), int(width * 12 / letters)))  # about 12 letters to an inch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import matplotlib as mpl
@@ -9,10 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from ..plots import LIGHT, LINE_STYLES, MARKERS, style
+from ..plots import LIGHT, LINE_STYLES, MARKERS, legend_columns, style
 from .statistics import mean_interval
 
 PANEL = 4.2  # inches wide
@@ -23,6 +25,32 @@ def _figure(width: float, height: float) -> Figure:
     figure = plt.figure(figsize=(width, height), layout="constrained")
     plt.close(figure)  # shown by whoever asked for it, once
     return figure
+
+
+def _panels(count: int, width: float, height: float, *, share_y: bool = True) -> tuple[Figure, list[Axes]]:
+    """A figure of panels, ``width`` × ``height`` inches each, at most three in a row."""
+    columns = min(count, 3)
+    rows = math.ceil(count / columns)
+    figure = _figure(width * columns, height * rows)
+    axes = figure.subplots(rows, columns, sharey=share_y, squeeze=False).flatten().tolist()
+    for unused in axes[count:]:
+        unused.remove()
+    return figure, axes[:count]
+
+
+def _label_first(axes: Sequence[Axes], text: str) -> None:
+    """Name the shared vertical axis at the first panel of each row."""
+    for panel in axes:
+        if panel.get_subplotspec().is_first_col():
+            panel.set_ylabel(text)
+
+
+def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
+    """One legend for all panels, below them, in as many columns as there is room for."""
+    handles, names = axes.get_legend_handles_labels()
+    columns = legend_columns(names, figure.get_figwidth())
+    figure.set_figheight(figure.get_figheight() + 0.24 * (math.ceil(len(names) / columns) + (title is not None)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns, frameon=False, title=title)
 
 
 def curves(
@@ -39,8 +67,7 @@ def curves(
     pairs = list(dict.fromkeys(shown["pair"]))
     palette = dict(zip(labels, sns.color_palette("colorblind", len(labels)), strict=True))
     with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
-        figure = _figure(PANEL * len(pairs), 3.6)
-        axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        figure, axes = _panels(len(pairs), PANEL, 3.2)
         for panel, pair in zip(axes, pairs, strict=True):
             for number, label in enumerate(labels):
                 rows = shown[(shown["pair"] == pair) & (shown["label"] == label)]
@@ -57,10 +84,9 @@ def curves(
                     x, [i.mean for _, i in points], color=palette[label], label=label, markersize=4,
                     linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
                 )  # fmt: skip
-            panel.set(title=pair, xlabel="step (batches learned from)")
-        axes[0].set_ylabel(unit)
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=min(4, len(names)), frameon=False)
+            panel.set(title=pair, xlabel="step (batches learned from)", ylim=(-0.03, 1.05))
+        _label_first(axes, unit)
+        _legend(figure, axes[0])
     return figure
 
 
@@ -70,8 +96,8 @@ def ranking(runs: pd.DataFrame, column: str = "area", unit: str = "mean held-out
     count = runs["label"].nunique()
     color = sns.color_palette("colorblind")[0]
     with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
-        figure = _figure((PANEL + 1) * len(pairs), 1.2 + 0.27 * count)
-        for panel, pair in zip(figure.subplots(1, len(pairs), squeeze=False)[0], pairs, strict=True):
+        figure, axes = _panels(len(pairs), PANEL + 1, 1.2 + 0.27 * count, share_y=False)
+        for panel, pair in zip(axes, pairs, strict=True):
             of_pair = runs[runs["pair"] == pair]
             order = of_pair.groupby("label")[column].mean().sort_values().index
             for place, label in enumerate(order):
@@ -116,8 +142,7 @@ def by_depth(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
     pairs = list(dict.fromkeys(table["pair"]))
     palette = sns.color_palette("colorblind", len(columns))
     with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
-        figure = _figure(0.8 * PANEL * len(pairs), 3.4)
-        axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        figure, axes = _panels(len(pairs), 0.8 * PANEL, 3.0)
         for panel, pair in zip(axes, pairs, strict=True):
             rows = table[table["pair"] == pair].sort_values("depth")
             for number, column in enumerate(columns):
@@ -126,9 +151,8 @@ def by_depth(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
                     linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
                 )  # fmt: skip
             panel.set(title=pair, xlabel="prefix (tokens of the student)", ylim=(-0.04, 1.04))
-        axes[0].set_ylabel("share with the right answer")
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+        _label_first(axes, "share with the right answer")
+        _legend(figure, axes[0])
     return figure
 
 
@@ -138,8 +162,7 @@ def along_training(looks: pd.DataFrame, column: str, unit: str) -> Figure:
     levels = sorted(looks["divergence"].unique(), reverse=True)
     palette = sns.color_palette("cividis", len(levels))
     with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
-        figure = _figure(0.8 * PANEL * len(labels), 3.4)
-        axes = figure.subplots(1, len(labels), sharey=True, squeeze=False)[0]
+        figure, axes = _panels(len(labels), 0.8 * PANEL, 3.0)
         for panel, label in zip(axes, labels, strict=True):
             for number, level in enumerate(levels):
                 rows = looks[(looks["label"] == label) & (looks["divergence"] == level)]
@@ -149,12 +172,8 @@ def along_training(looks: pd.DataFrame, column: str, unit: str) -> Figure:
                     linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
                 )  # fmt: skip
             panel.set(title=label, xlabel="step (batches learned from)", yscale="log")
-        axes[0].set_ylabel(unit)
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(
-            handles, names, loc="outside lower center", ncols=len(names), frameon=False,
-            title="log-probability of the teacher's opening before training",
-        )  # fmt: skip
+        _label_first(axes, unit)
+        _legend(figure, axes[0], "log-probability of the teacher's opening before training")
     return figure
 
 
@@ -163,8 +182,7 @@ def against_tokens(steps: pd.DataFrame) -> Figure:
     pairs, labels = list(dict.fromkeys(steps["pair"])), list(dict.fromkeys(steps["label"]))
     palette = sns.color_palette("colorblind", len(labels))
     with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
-        figure = _figure(PANEL * len(pairs), 3.6)
-        axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
+        figure, axes = _panels(len(pairs), PANEL, 3.2)
         for panel, pair in zip(axes, pairs, strict=True):
             for number, label in enumerate(labels):
                 rows = steps[(steps["pair"] == pair) & (steps["label"] == label)]
@@ -175,7 +193,6 @@ def against_tokens(steps: pd.DataFrame) -> Figure:
                         markersize=3, label=label if place == 0 else None,
                     )  # fmt: skip
             panel.set(title=pair, xlabel="teacher tokens learned from (thousands)", ylim=(-0.04, 1.04))
-        axes[0].set_ylabel("held-out accuracy")
-        handles, names = axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
+        _label_first(axes, "held-out accuracy")
+        _legend(figure, axes[0])
     return figure

@@ -13,6 +13,7 @@ from . import figures, tables
 from .results import StudyResults
 from .sections import ALONE, SECTIONS, Content
 
+LINES = 7
 MAIN_METHODS = ("rkl", "grpo", "kdrl", "luffy", "sft", "tgpo")
 
 
@@ -79,9 +80,18 @@ def _general(results: StudyResults) -> Content:
         if len(compared):
             note = _TEST_NOTE.format(smallest=tables.p_text(2.0 ** (1 - runs["seed"].nunique())))
             sections.append((f"{reference} against each, seed by seed", note + tables.markdown(compared)))
-    shown = [label for label in MAIN_METHODS if label in labels] if len(labels) > 9 else labels
-    drawn = {f"{name}-ranking": figures.ranking(runs), f"{name}-accuracy": figures.curves(results.steps, shown)}
+    drawn = {
+        f"{name}-ranking": figures.ranking(runs),
+        f"{name}-accuracy": figures.curves(results.steps, _shown(runs, results.about["references"])),
+    }
     return sections, drawn
+
+
+def _shown(runs: pd.DataFrame, references: list[str]) -> list[str]:
+    """As many labels as a figure bears: the main methods, or the references and those with the largest area."""
+    by_area = runs.groupby("label")["area"].mean().sort_values(ascending=False)
+    first = [label for label in (*references, *MAIN_METHODS) if label in by_area]
+    return list(dict.fromkeys([*first, *by_area.index]))[:LINES]
 
 
 _TABLE_NOTE = (

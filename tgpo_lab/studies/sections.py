@@ -22,7 +22,7 @@ AREA = "mean held-out accuracy over the run"
 def tuning(results: StudyResults) -> Content:
     """Mean area of every configuration."""
     area = results.runs.groupby(["pair", "label"], sort=False)["area"].mean().unstack("pair")
-    cells = {pair: [f"{100 * share:.1f} %" for share in area[pair]] for pair in area}
+    cells = {pair: ["–" if pd.isna(x) else f"{100 * x:.1f} %" for x in area[pair]] for pair in area}
     return [("Mean area", tables.markdown(pd.DataFrame({"configuration": area.index, **cells})))], {}
 
 

@@ -59,8 +59,8 @@ def interval_text(interval: Interval, *, percent: bool = False, sign: bool = Fal
     """Mean and interval, for example ``97.1 % (95.0 to 98.8)``."""
     scale, unit = (100, " %") if percent else (1, "")
     plus = "+" if sign else ""
-    low, high = (f"{bound * scale:{plus}.1f}" for bound in (interval.low, interval.high))
-    return f"{interval.mean * scale:{plus}.1f}{unit} ({low} to {high})"
+    mean, low, high = (f"{value * scale:{plus}.1f}" for value in (interval.mean, interval.low, interval.high))
+    return f"{mean}{unit}" + (f" ({low} to {high})" if interval.count > 1 else "")  # one seed has no interval
 
 
 def steps_text(steps: pd.Series) -> str:
