@@ -18,8 +18,8 @@ HEAD = """\
 # Findings
 
 What the studies of tgpo_lab have measured. This page is made by `tgpo-lab study findings` from what is stored in
-`data/results`: every result on it, in tables and figures, comes from there. `tgpo-lab study NAME` runs a study, and goes
-on with one that is not complete.
+`data/results`: every result on it, in tables and figures, comes from there. `tgpo-lab study NAME` runs a study, and
+goes on with one that is not complete.
 
 All of it is about tiny models that add up numbers ([how the pairs came about](../README.md#pairs)). It says what
 happens there, not what happens with large models.
