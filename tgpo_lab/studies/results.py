@@ -205,7 +205,7 @@ def _steps_frame(content: dict) -> pd.DataFrame:
     metrics = metrics_frame(content["steps"])
     padding = _accuracy(content, metrics)
     padding = padding[~padding["step"].isin(metrics["step"])]
-    frame = pd.concat([metrics, padding], ignore_index=True)[["step", *STEP_COLUMNS]] if len(padding) else metrics
+    frame = pd.concat([metrics, padding], ignore_index=True) if len(padding) else metrics
     frame = frame[["step", *STEP_COLUMNS]]
     return _of_cell(frame.astype(dict.fromkeys(STEP_COLUMNS, np.float32)), content)
 
