@@ -78,6 +78,12 @@ def _study(arguments: list[str]) -> int:
     return study_command(arguments)
 
 
+def _class(arguments: list[str]) -> int:
+    from .classroom import class_command
+
+    return class_command(arguments)
+
+
 def _bench(arguments: list[str]) -> int:
     from .bench import bench_command
 
@@ -90,5 +96,6 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "evaluate": (_evaluate, "accuracy of a student or teacher on held-out prompts"),
     "pairs": (_pairs, "list, measure or rebuild pairs"),
     "study": (_study, "run a named study over methods, pairs and seeds, or report on it"),
+    "class": (_class, "make the learners' notebooks and those with solutions from their sources"),
     "bench": (_bench, "tokens per second by phase, seconds per step, peak memory"),
 }
