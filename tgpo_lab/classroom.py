@@ -3,6 +3,7 @@
     notebooks/source/NN_name.py        the source, as jupytext writes notebooks, with the solutions in it
     notebooks/NN_name.ipynb            the learner's: solutions taken out; run from top to bottom
     notebooks/solutions/NN_name.ipynb  the same with the solutions; run likewise
+    COURSE/source/NN_name/             for a course of nbgrader's, which takes the solutions out itself; not run
 
 A code cell with a region from ``### BEGIN SOLUTION`` to ``### END SOLUTION`` is an exercise, a cell that calls
 ``check("NN.M", …)`` grades it: these are nbgrader's own markers, and the cells get its metadata.
@@ -167,3 +168,22 @@ def build(source: Path, folder: Path) -> None:
         require_writable_folder(place)
         done = run_notebook(make(source), folder)
         write_text(place / f"{source.stem}.ipynb", nbformat.writes(done) + "\n")
+
+
+def write_course(sources: list[Path], course: Path) -> None:
+    """Put notebooks into a course of nbgrader's as assignments, one for each notebook that has exercises.
+
+    Args:
+        sources: of the notebooks.
+        course: folder of the course; ``source/NN_name`` in it is written anew.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    import nbformat
+
+    for source in sources:
+        notebook = instructor_notebook(source)
+        if any("nbgrader" in cell.metadata for cell in notebook.cells):
+            assignment = require_writable_folder(course / "source" / source.stem)
+            write_text(assignment / f"{source.stem}.ipynb", nbformat.writes(notebook) + "\n")
