@@ -2,6 +2,163 @@
 
 from __future__ import annotations
 
+import torch
+
+from ..losses import masked_sum, policy_gradient_loss, reverse_kl_advantage
 from .checking import Exercise
 
-EXERCISES: tuple[Exercise, ...] = ()
+
+def _logprobs_with_padding() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    random = torch.Generator().manual_seed(5)
+    student, teacher = (-3 * torch.rand(3, 4, generator=random) for _ in range(2))
+    mask = torch.arange(4) < torch.tensor([[4], [2], [1]])
+    return [(student, teacher, mask), (student[:1], teacher[:1], mask[:1])]
+
+
+def _gradient(function, logprobs, teacher_logprobs, mask):
+    logprobs = logprobs.clone().requires_grad_()
+    loss = function(logprobs, teacher_logprobs, mask)
+    if not isinstance(loss, torch.Tensor):
+        return loss  # the check says what is missing
+    return torch.autograd.grad(loss, logprobs)[0] if loss.requires_grad else torch.zeros_like(logprobs)
+
+
+def _reference(logprobs, teacher_logprobs, mask):
+    return -masked_sum(reverse_kl_advantage(logprobs, teacher_logprobs) * logprobs, mask)
+
+
+def _not_detached(logprobs, teacher_logprobs, mask):
+    return -((teacher_logprobs - logprobs) * logprobs)[mask].mean()
+
+
+def _wrong_sign(logprobs, teacher_logprobs, mask):
+    return -_reference(logprobs, teacher_logprobs, mask)
+
+
+def _difference_alone(logprobs, teacher_logprobs, mask):
+    return (logprobs - teacher_logprobs)[mask].mean()
+
+
+def _padding_counted(logprobs, teacher_logprobs, mask):
+    return -((teacher_logprobs - logprobs).detach() * logprobs).mean()
+
+
+def _padding_in_the_normalizer(logprobs, teacher_logprobs, mask):
+    return _reference(logprobs, teacher_logprobs, mask) * mask.sum() / mask.numel()
+
+
+def _sum_over_tokens(logprobs, teacher_logprobs, mask):
+    return _reference(logprobs, teacher_logprobs, mask) * mask.sum()
+
+
+def _packed() -> list[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]:
+    random = torch.Generator().manual_seed(6)
+    values = torch.rand(5, 6, generator=random)
+    mask = torch.arange(6) < torch.tensor([[2], [6], [1], [3], [5]])
+    return [
+        (values, mask, [torch.tensor([2, 0]), torch.tensor([3]), torch.tensor([4, 1])]),
+        (values, mask, [torch.tensor([0, 1, 2, 3]), torch.tensor([4])]),
+    ]
+
+
+def _one_normalizer(per_token, mask, micro_batches):
+    return [masked_sum(per_token[rows], mask[rows], mask.sum()) for rows in micro_batches]
+
+
+def _divided_by(count):
+    """A function that divides the masked sum of each micro-batch by ``count(mask, rows, micro_batches)``."""
+    return lambda per_token, mask, micro_batches: [
+        masked_sum(per_token[rows], mask[rows], 1) / count(mask, rows, micro_batches) for rows in micro_batches
+    ]
+
+
+def _ratios() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    ratio = torch.tensor([[0.5, 0.9, 1.1, 1.6], [0.6, 0.95, 1.05, 1.4]])
+    advantages = torch.tensor([[1.0, 2.0, 0.5, 1.5], [-1.0, -2.0, -3.0, -0.5]])
+    old = torch.tensor([[-1.0, -2.0, -0.5, -3.0], [-2.0, -0.1, -1.0, -1.5]])
+    mask = torch.tensor([[True, True, True, True], [True, True, True, False]])
+    return [
+        (old + ratio.log(), old, advantages, mask),
+        (old + ratio.log(), old, -advantages, mask),
+    ]
+
+
+def _surrogate(logprobs, old_logprobs, advantages, mask):
+    return policy_gradient_loss(logprobs, old_logprobs, advantages, mask)
+
+
+def _choice(choose):
+    """Mean of −``choose(ρA, clip(ρ)A)`` over unmasked tokens, as a function like the learner's."""
+
+    def loss(logprobs, old_logprobs, advantages, mask):
+        ratio = (logprobs - old_logprobs).exp()
+        return -choose(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)[mask].mean()
+
+    return loss
+
+
+EXERCISES = (
+    Exercise(
+        "05.1",
+        "the loss of a batch with padding",
+        _reference,
+        _logprobs_with_padding,
+        {
+            "The advantage carries a gradient: call detach() on it. As it is, log πθ is differentiated twice over.": (
+                _not_detached
+            ),
+            "No gradient reaches the student: detach the advantage alone, not the factor log πθ beside it.": (
+                lambda *arguments: _reference(*arguments).detach()
+            ),
+            "The sign is the wrong way round: this loss makes rejected tokens more probable.": _wrong_sign,
+            "The teacher is not in this gradient: you differentiate the difference of log-probabilities itself. Use it "
+            "as a detached factor of log πθ.": _difference_alone,
+            "Padding is counted: select the positions with the mask before you take the mean.": _padding_counted,
+            "Padding is left out of the sum but not of the number it is divided by: use the number of unmasked "
+            "positions.": _padding_in_the_normalizer,
+            "This is a sum over tokens; the loss is a mean over the response tokens of the batch.": _sum_over_tokens,
+        },
+        _gradient,
+    ),
+    Exercise(
+        "05.2",
+        "micro-batches that add up",
+        _one_normalizer,
+        _packed,
+        {
+            "Each micro-batch is divided by its own tokens, so the losses add up to something that depends on the "
+            "packing: divide by the tokens of the whole batch.": _divided_by(
+                lambda mask, rows, parts: mask[rows].sum()
+            ),
+            "This is the mean of means: each micro-batch is divided by its own tokens and by their number. Divide by "
+            "the tokens of the whole batch.": _divided_by(lambda mask, rows, parts: mask[rows].sum() * len(parts)),
+            "The normaliser counts padding: use the number of unmasked positions, not B × T.": (
+                _divided_by(lambda mask, rows, parts: mask.numel())
+            ),
+            "You divide by the number of rows; the mean is over response tokens.": (
+                _divided_by(lambda mask, rows, parts: len(mask))
+            ),
+        },
+    ),
+    Exercise(
+        "05.3",
+        "the clipped surrogate",
+        _surrogate,
+        _ratios,
+        {
+            "You take the larger of the two products; PPO takes the smaller, so that nothing is gained beyond the "
+            "clip.": _choice(torch.maximum),
+            "You always use the clipped ratio: a token that has moved the wrong way gets no gradient back. Take the "
+            "smaller of the clipped and the plain product.": _choice(lambda plain, clipped: clipped),
+            "Nothing is clipped here: this is the plain importance-weighted loss.": _choice(
+                lambda plain, clipped: plain
+            ),
+            "The sign is the wrong way round: a loss is minimised, so it is minus the smaller product.": (
+                lambda *arguments: -_surrogate(*arguments)
+            ),
+            "The ratio is upside down: it is the student now over the student that sampled.": (
+                lambda logprobs, old_logprobs, advantages, mask: _surrogate(old_logprobs, logprobs, advantages, mask)
+            ),
+        },
+    ),
+)
