@@ -7,11 +7,17 @@ ARGS ?=
 # A package index to take torch, and nothing else, from: on Linux the default torch
 # brings several GB of CUDA libraries, which PyTorch's CPU-only index avoids.
 TORCH_INDEX ?=
+# A folder with all packages, made by `make wheelhouse`: setup then takes them from there, without a network.
+WHEELHOUSE ?=
 
 VENV := .venv
 STAMP := $(VENV)/.installed
 VENV_PYTHON := $(VENV)/bin/python
-INSTALL := $(VENV_PYTHON) -m pip install -c constraints.txt
+INSTALL := $(VENV_PYTHON) -m pip install -c constraints.txt $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)")
+
+DOWNLOAD := $(VENV_PYTHON) -m pip download -c constraints.txt -d "$(WHEELHOUSE)"
+# nbval runs each notebook and compares what comes out; a notebook's cells stay together on one worker.
+NOTEBOOKS := --nbval --nbval-cell-timeout=600 --ignore=notebooks/solutions notebooks
 
 # Everything needed at run time is in the repository: a lookup on the network would be a mistake.
 export HF_HUB_OFFLINE := 1
@@ -19,12 +25,12 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab lint format bench bench-trl clean distclean
+.PHONY: help setup demo test test-class lab class lint format bench bench-trl wheelhouse clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Create .venv and install everything (options: PYTHON=python3.12, TORCH_INDEX=URL)
+setup: $(STAMP) ## Create .venv and install everything (options: PYTHON=python3.12, TORCH_INDEX=URL, WHEELHOUSE=DIR)
 
 $(STAMP): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
@@ -41,13 +47,20 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## Run the demo and write its report (options: ARGS="--steps 12")
 	$(VENV_PYTHON) -m tgpo_lab demo $(ARGS)
 
-test: $(STAMP) ## Run the tests (options: ARGS="-k name")
-	$(VENV_PYTHON) -m pytest -n 2 --dist loadscope $(ARGS)
+test: $(STAMP) ## Run the tests and the notebooks (options: ARGS="-k name")
+	PYTHONSTARTUP="$(CURDIR)/tgpo_lab/notebook_guard.py" $(VENV_PYTHON) -m pytest -n 2 --dist loadscope $(NOTEBOOKS) tests $(ARGS)
+
+test-class: $(STAMP) ## Install nbgrader and take a class through it
+	$(INSTALL) -e '.[class]'
+	$(VENV_PYTHON) -m pytest tests/test_class_route.py $(ARGS)
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 # JupyterLab would otherwise ask the network for news, updates and extensions.
 	$(VENV_PYTHON) -m jupyterlab notebooks --LabApp.news_url=None --LabApp.extension_manager=readonly \
 		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(ARGS)
+
+class: $(STAMP) ## Make the notebooks and their solutions from notebooks/source (options: ARGS="03")
+	$(VENV_PYTHON) -m tgpo_lab class $(ARGS)
 
 lint: $(STAMP) ## Check the code's style
 	$(VENV_PYTHON) -m ruff check .
@@ -63,6 +76,11 @@ bench: $(STAMP) ## Measure speed and memory
 bench-trl: $(STAMP) ## Compare with trl, which this installs
 	$(INSTALL) -e '.[trl]'
 	$(VENV_PYTHON) benchmarks/against_trl.py $(ARGS)
+
+wheelhouse: $(STAMP) ## Download all packages, for machines without a network (options: WHEELHOUSE=DIR, TORCH_INDEX=URL)
+	@test -n "$(WHEELHOUSE)" || { echo "Say where to: make wheelhouse WHEELHOUSE=DIR" >&2; exit 1; }
+	$(DOWNLOAD) $(if $(TORCH_INDEX),--no-deps --index-url "$(TORCH_INDEX)") torch
+	$(DOWNLOAD) --find-links "$(WHEELHOUSE)" '.[dev]' 'hatchling>=1.27,<2' editables
 
 clean: ## Remove caches and build products; .venv and runs stay
 	rm -rf .hypothesis .pytest_cache .ruff_cache build dist *.egg-info
