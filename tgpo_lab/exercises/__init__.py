@@ -21,6 +21,7 @@ from . import (
     policies_and_tokens,
     tgpo,
     the_gradient_of_reverse_kl,
+    to_a_real_pair,
     two_kls,
     when_reverse_kl_fails,
 )
@@ -37,6 +38,7 @@ _MODULES = (
     tgpo,
     is_the_teacher_right,
     a_fair_comparison,
+    to_a_real_pair,
 )
 
 EXERCISES: dict[str, Exercise] = {exercise.number: exercise for module in _MODULES for exercise in module.EXERCISES}
