@@ -2,8 +2,8 @@
 # # 01 · Policies and tokens
 #
 # **Goal.** Follow a text through a language model and back: tokens, logits, probabilities, a sampled response, and the
-# log-probability of that response. On the way, two mistakes that are easily made and hardly noticed: a shift by one, and
-# a mask that masks the wrong places.
+# log-probability of that response. On the way, two mistakes that are easily made and hardly noticed: a shift by one,
+# and a mask that masks the wrong places.
 #
 # **Minutes.** 1 to run on two cores, 30 to work through.
 #
@@ -63,7 +63,8 @@ print("three of the words that the task never uses:", tokenizer.convert_ids_to_t
 # ## One forward pass
 #
 # The model reads B rows of L tokens and gives, for each place, one number for each token of the vocabulary: the
-# **logits**, (B, L, V). The row of logits at a place is about the token that comes *next*.
+# **logits**, (B, L, V). The row of logits at a place is about the token that comes *next*. (Letters for shapes, here
+# and everywhere: B rows, L tokens in a row, P of them in the prompt and T in the response, V in the vocabulary.)
 #
 # Softmax turns V logits into V probabilities: $\pi(v)=e^{z_v}/\sum_u e^{z_u}$.
 
@@ -209,8 +210,8 @@ plt.show()
 # A response is as probable as all its tokens in turn:
 # $$\log\pi(y\,|\,x)=\sum_{t=1}^{|y|}\log\pi(y_t\,|\,x,y_{<t}).$$
 #
-# One forward pass over prompt *and* response holds all of it, since the model's row at each place has read everything up
-# to there. What remains is to pick the right number out of each row: the entry of the token that was written. From
+# One forward pass over prompt *and* response holds all of it, since the model's row at each place has read everything
+# up to there. What remains is to pick the right number out of each row: the entry of the token that was written. From
 # which row, though?
 #
 # **Predict.** Below, the same response is scored twice. Once the entry of token `tokens[:, i]` is taken from
@@ -243,10 +244,10 @@ plt.show()
 # The row at place i has *read* token i and predicts token i + 1. Asked about the token it has just read, it gives
 # nonsense. For the first token of the response the right row is that of the last prompt token, P − 1.
 #
-# Nothing warns you. Shapes fit and gradients flow; to make such a loss small, a model has to repeat the token before its
-# eyes. So the library makes the shift in one function, `policy.response_hidden_states`, and everything behind it
-# works with **aligned** tensors: row t of the logits is about token t of the response. Every loss in
-# `tgpo_lab.losses` expects them so.
+# Nothing warns you. Shapes fit and gradients flow; to make such a loss small, a model has to repeat the token before
+# its eyes. So the library makes the shift in one function, `policy.response_hidden_states`, and everything behind it
+# works with **aligned** tensors: row t of the logits is about token t of the response. Every loss in `tgpo_lab.losses`
+# expects them so.
 
 # %%
 with torch.no_grad():
@@ -283,8 +284,8 @@ check("01.1", response_logprobs)
 # %% [markdown]
 # ## Several responses at once: padding and masks
 #
-# Responses have different lengths, a tensor has one width. So short rows are filled up with padding, and a **mask** says
-# which places count: True on tokens of the response, its end token included.
+# Responses have different lengths, a tensor has one width. So short rows are filled up with padding, and a **mask**
+# says which places count: True on tokens of the response, its end token included.
 
 # %%
 rollouts = sample_responses(

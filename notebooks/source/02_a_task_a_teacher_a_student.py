@@ -95,9 +95,9 @@ for response in responses:
     print("{:^8.0f}   {:^10.0f}   {:^7.0f}".format(*judged), response)
 
 # %% [markdown]
-# The library's rule: what stands after the *last* `#`, up to the end of the response, must be one plain integer with the
-# same digits as the answer, spaces around it allowed. A response that names several answers has named the last one; one
-# that goes on talking has named none. A list of numbers earns a point from both loose rewards, so a policy that is
+# The library's rule: what stands after the *last* `#`, up to the end of the response, must be one plain integer with
+# the same digits as the answer, spaces around it allowed. A response that names several answers has named the last one;
+# one that goes on talking has named none. A list of numbers earns a point from both loose rewards, so a policy that is
 # trained with them is paid for listing numbers.
 #
 # The last two show why text is compared here and never evaluated. `eval("100+68")` is 168, and `eval` would run
@@ -188,8 +188,8 @@ print(f"teacher {taught.accuracy:.2f}, {taught.length:.0f} tokens a response")
 # Training by rewards needs right answers to learn from. How likely is it that k samples for one prompt contain at least
 # one? That is **pass@k**.
 #
-# Take n samples of which c are right. Draw k of the n without putting back: the share of such draws that contain a right
-# one is an unbiased estimate of pass@k,
+# Take n samples of which c are right. Draw k of the n without putting back: the share of such draws that contain a
+# right one is an unbiased estimate of pass@k,
 #
 # $$\widehat{\text{pass@}k}=1-\binom{n-c}{k}\Big/\binom{n}{k}.$$
 #
@@ -207,8 +207,8 @@ print("formula:", 1 - math.comb(6 - 2, 3) / math.comb(6, 3))
 # *Difficulty 2 of 5 · 8 minutes.* Write a function that takes the number of right samples of each prompt, the number n
 # of samples a prompt and k, and returns the mean over prompts of the estimate.
 #
-# <details><summary>Hint 1</summary><code>math.comb(a, k)</code> is 0 where a &lt; k, which is what is wanted: with fewer
-# than k wrong ones, every draw contains a right one.</details>
+# <details><summary>Hint 1</summary><code>math.comb(a, k)</code> is 0 where a &lt; k, which is what is wanted: with
+# fewer than k wrong ones, every draw contains a right one.</details>
 # <details><summary>Hint 2</summary>The estimate of each prompt first, then the mean. Prompts are not alike.</details>
 
 
@@ -227,8 +227,8 @@ check("02.2", pass_at_k)
 # Now the students: 64 prompts with 64 samples each for *mid* and *far*, 16 each for *near*. The library's
 # `pass_at_k` does the arithmetic.
 #
-# **Predict.** One response of *far* is right in thirty. What is its pass@64? And does a high pass@64 mean that among the
-# 64 samples there is one that works the sum out?
+# **Predict.** One response of *far* is right in thirty. What is its pass@64? And does a high pass@64 mean that among
+# the 64 samples there is one that works the sum out?
 
 # %%
 samples = {"near": 16, "mid": 64, "far": 64}
@@ -246,6 +246,14 @@ axes.set_xscale("log", base=2)
 axes.set_xticks(ks, ks)
 axes.legend(frameon=False)
 plt.show()
+
+# %%
+right_samples = (many["far"].rewards.view(-1, 64) > 0).sum(-1).tolist()  # right ones among the 64 of each prompt
+by_formula = sum(1 - math.comb(64 - c, 8) / math.comb(64, 8) for c in right_samples) / len(right_samples)
+print(f"pass@8 of far: by the formula {by_formula:.4f}, library {many['far'].pass_at_k(64, 8):.4f}")
+
+# %% [markdown]
+# So much for the answers. And the way to them?
 
 # %%
 for name in pairs:
@@ -309,8 +317,10 @@ with torch.no_grad():
         print(f"{name:5} expected openings in a response {expected:.1g}")
 
 # %% [markdown]
-# For *far* that is one in some 50,000 responses. The teacher gives the token nearly 1 at the start. Now we write it for the student: after each prompt the token `<think>` is put,
-# and the student goes on greedily by itself.
+# For *far* that is one in some 50,000 responses. The teacher opens with this token nearly always.
+#
+# Now we write it for the student: after each prompt the token `<think>` is put, and the student goes on greedily by
+# itself.
 #
 # **Predict.** The accuracy of *far* was 0.05 greedily. What will it be?
 
@@ -336,15 +346,15 @@ print(f"library: after <think> {sum(library) / count:.2f}")
 
 # %% [markdown]
 # The student can add. It was taught both styles, and then made to hardly ever open the second one. What separates it
-# from the teacher is one decision at the start, and that decision is never among its samples. Such a skill, there but
-# not used, is called **latent**; training has to elicit it.
+# from the teacher is one decision at the start, and that decision is hardly ever among its samples. Such a skill, there
+# but not used, is called **latent**; training has to elicit it.
 
 # %% [markdown]
 # ## How far apart are the two?
 #
 # We let the *student* write and both models read what it wrote. First, one response, token by token. The difference
-# $d_t=\log\pi_\theta(y_t)-\log\pi_T(y_t)$ says how much more probable the token is under the student, πθ, than under the
-# teacher, πT, in nats; and next to it stands the token that the teacher finds most probable there.
+# $d_t=\log\pi_\theta(y_t)-\log\pi_T(y_t)$ says how much more probable the token is under the student, πθ, than under
+# the teacher, πT, in nats; and next to it stands the token that the teacher finds most probable there.
 #
 # **Predict.** A wrong answer in the student's style: which of its tokens will the teacher reject?
 
@@ -368,10 +378,10 @@ for place in range(int(rollouts.lengths[0])):
     )
 
 # %% [markdown]
-# Two tokens are rejected, the first and the last: instead of ` the` the teacher would have opened `<think>`, and instead
-# of ending it would have opened `<think>` then. In between it goes along. It has read ` the`, and after that ` sum` is
-# what comes, whoever writes. Even the digits of the wrong answer pass: in its head the teacher does not know
-# better.
+# Two tokens are rejected, the first and the last: instead of ` the` the teacher would have opened `<think>`, and
+# instead of ending it would have opened `<think>` then. In between it goes along. It has read ` the`, and after that `
+# sum` is what comes, whoever writes. Even the digits of the wrong answer pass: without working the sum out, the teacher
+# does not know better.
 #
 # Now all responses. A few numbers say how far apart the two policies are **on what the student writes**. A token counts
 # as *rejected* if d is above a threshold; the course takes 4 nats, a factor of 55. The two *agree* at a place if they
@@ -401,8 +411,8 @@ for name, where in (("first tokens", places == 0), ("tokens in between", between
 # ### Exercise 02.3 · The rejected share
 #
 # *Difficulty 1 of 5 · 5 minutes.* Write a function that takes the log-probabilities of the written tokens under student
-# and teacher, both (B, T), the mask (B, T) and a threshold in nats, and returns the share of the tokens that the teacher
-# finds less probable than the student by more than the threshold.
+# and teacher, both (B, T), the mask (B, T) and a threshold in nats, and returns the share of the tokens that the
+# teacher finds less probable than the student by more than the threshold.
 #
 # <details><summary>Hint 1</summary>Places outside the mask count neither above nor below the fraction bar.</details>
 # <details><summary>Hint 2</summary>Indexing a tensor (B, T) with the mask leaves the values of the tokens
@@ -431,9 +441,9 @@ card = measure_pair(pair, count=count)
 print(card_markdown(card).split("\n", 2)[2])
 
 # %% [markdown]
-# KL, rejected tokens and agreement are the numbers that were computed by hand. The line on *reliability* answers another
-# question: from a beginning that the student wrote, how often does the teacher get to the right answer? Here it always
-# does. Much hangs on this, and [09](09_is_the_teacher_right.ipynb) is about it.
+# KL, rejected tokens and agreement are the numbers that were computed by hand. The line on *reliability* answers
+# another question: from a beginning that the student wrote, how often does the teacher get to the right answer? Here it
+# always does. Much hangs on this, and [09](09_is_the_teacher_right.ipynb) is about it.
 #
 # Each shipped pair has its card beside it. Side by side:
 
@@ -453,16 +463,19 @@ for title, key in rows.items():
 
 # %% [markdown]
 # Look at *mid* and *far*. Reverse KL, rejected tokens and agreement hardly tell them apart, since these are means over
-# what the student writes now, and both write the same terse answers. What differs by four nats, a factor of about 55, is
-# how often sampling opens the teacher's way. No single number says how far apart two policies are.
+# what the student writes now, and both write the same terse answers. What differs by four nats, a factor of about 55,
+# is how often sampling opens the teacher's way. No single number says how far apart two policies are.
+#
+# There is a fourth pair, *far-fragile*: the student of *far* with a teacher that is not reliable. It waits for 09.
 #
 # ## How these pairs came about
 #
 # They were designed. Student and teacher are trained on texts in the two styles, and the student's log-probability of
-# `<think>` was then set to a wanted value. *far* was designed until TGPO learned and reverse KL did not, on one seed.
-# At −9 nats, which is *mid* now, reverse KL and rewards alone learned it too, only later than TGPO; and TGPO failed as long
-# as tokens that neither style would write were as probable as the teacher's opening. So a result on *far* shows that such
-# a situation exists, and not how common it is. Keep that in mind for everything that follows.
+# `<think>` was then set to a wanted value. *far* was designed until TGPO ([08](08_tgpo.ipynb)) learned and reverse KL
+# did not, on one seed. At −9 nats, which is *mid* now, reverse KL and rewards alone learned it too, only later than
+# TGPO; and TGPO failed as long as tokens that neither style would write were as probable as the teacher's opening. So a
+# result on *far* shows that such a situation exists, and not how common it is. Keep that in mind for everything that
+# follows.
 
 # %% [markdown]
 # ## Recap

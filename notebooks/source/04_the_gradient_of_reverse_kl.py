@@ -23,9 +23,9 @@ sns.set_theme(style="ticks", palette="colorblind")
 # ## Everything can be listed
 #
 # A gradient estimated from samples is a random quantity, and it takes many samples to see what it is on average. Here
-# the vocabulary has five tokens. So instead of sampling we list all five, compute what each would give, and weigh it with
-# the probability that it is drawn. There is no sampling error left: what comes out is the **expected gradient**, in
-# double precision.
+# the vocabulary has five tokens. So instead of sampling we list all five, compute what each would give, and weigh it
+# with the probability that it is drawn. There is no sampling error left: what comes out is the **expected gradient**,
+# in double precision.
 #
 # One position, a student that rarely writes `<think>`, and a teacher that nearly always does:
 
@@ -70,12 +70,13 @@ show(by_autograd=wanted, by_formula=by_formula)
 # %% [markdown]
 # ## The estimate that measures well and teaches nothing
 #
-# The log-ratio of the sampled token, $d=\log\pi_\theta(y)-\log\pi_T(y)$, has the reverse KL for its mean: that is just the
-# definition. It is called **k1**, and as a measurement it is fine.
+# The log-ratio of the sampled token, $d=\log\pi_\theta(y)-\log\pi_T(y)$, has the reverse KL for its mean: that is just
+# the definition. It is called **k1**, and as a measurement it is fine.
 #
 # So why not use it as a loss: sample a token, compute d, call `backward()`?
 #
-# **Predict.** What is the expected gradient of this loss? What becomes of it if the teacher is exchanged for another one?
+# **Predict.** What is the expected gradient of this loss? What becomes of it if the teacher is exchanged for another
+# one?
 
 
 # %%
@@ -85,7 +86,7 @@ def log_ratio(student_logits: torch.Tensor, teacher_logits: torch.Tensor, token:
 
 
 def expected_gradient(loss, student_logits: torch.Tensor, teacher_logits: torch.Tensor) -> torch.Tensor:
-    """Gradient of ``loss(student_logits, teacher_logits, token)``, each token weighed by how often it is drawn: (V,)."""
+    """Gradient of ``loss(student_logits, teacher_logits, token)``, weighed by how often each token is drawn: (V,)."""
     logits = student_logits.clone().requires_grad_()
     weights = logits.softmax(-1).detach()  # sampling is not differentiated
     total = sum(weight * loss(logits, teacher_logits, token) for token, weight in enumerate(weights))
@@ -102,8 +103,8 @@ show(
 
 # %% [markdown]
 # Zero, whoever the teacher is. And it is not that the teacher cancels out on average. It is not there in the first
-# place: $\log\pi_T(y)$ is a number without gradient, so $\nabla d=\nabla\log\pi_\theta(y)$ for every single sample. What is
-# left has mean zero:
+# place: $\log\pi_T(y)$ is a number without gradient, so $\nabla d=\nabla\log\pi_\theta(y)$ for every single sample.
+# What is left has mean zero:
 #
 # $$\sum_v\pi_\theta(v)\,\nabla\log\pi_\theta(v)=\sum_v\nabla\pi_\theta(v)=\nabla\,1=0.$$
 #
@@ -134,8 +135,8 @@ axes.legend(frameon=False, loc="upper center")
 plt.show()
 
 # %% [markdown]
-# **Predict.** Differentiated as losses, is one of them right? For each, $\nabla k=k'(d)\,\nabla\log\pi_\theta(y)$; so look at
-# the slopes of the three curves.
+# **Predict.** Differentiated as losses, is one of them right? For each, $\nabla k=k'(d)\,\nabla\log\pi_\theta(y)$; so
+# look at the slopes of the three curves.
 
 
 # %%
@@ -159,9 +160,10 @@ show(
 
 # %% [markdown]
 # k2 has the gradient of the reverse KL, and k3 that of the *forward* KL. The slopes say why. That of k2 is d, so its
-# expected gradient is $\sum\pi_\theta\,d\,\nabla\log\pi_\theta=\sum d\,\nabla\pi_\theta$, the first term above. That of k3 is
-# $1-e^{-d}=1-\pi_T/\pi_\theta$: the 1 has mean zero, and $-\sum\pi_\theta\frac{\pi_T}{\pi_\theta}\nabla\log\pi_\theta$ is the
-# gradient of the cross-entropy with the teacher. The slope of k1 is 1.
+# expected gradient is $\sum\pi_\theta\,d\,\nabla\log\pi_\theta=\sum d\,\nabla\pi_\theta$, the first term above. That of
+# k3 is $1-e^{-d}=1-\pi_T/\pi_\theta$: the 1 has mean zero, and
+# $-\sum\pi_\theta\frac{\pi_T}{\pi_\theta}\nabla\log\pi_\theta$ is the gradient of the cross-entropy with the teacher.
+# The slope of k1 is 1.
 #
 # So the better estimate of a number need not be the better loss. For *measuring* the reverse KL, k1 and k3 are right on
 # average, and k2 is not:
@@ -236,11 +238,13 @@ plt.show()
 
 # %% [markdown]
 # Three get to the teacher: k2 as a loss, k3 as a loss, and the advantage −k1. The first and the third lie on one
-# another, since $d\,\nabla\log\pi_\theta$ is the gradient of both, sample by sample. k3 is the fastest here, because the pull
-# of the forward KL has no πθ in front. k1 as a loss does not move. The other two lead away from `<think>`.
+# another, since $d\,\nabla\log\pi_\theta$ is the gradient of both, sample by sample. k3 is the fastest here, because
+# the pull of the forward KL has no πθ in front. k1 as a loss does not move. The other two lead away from `<think>`.
 #
 # The library has the policy gradient in two functions, on aligned (B, T) log-probabilities, and the exact divergence in
-# one. Token by token with the library's functions, and weighed as before:
+# one. (`policy_gradient_loss` also takes the log-probabilities from the time of sampling, for batches that are used for
+# more than one update, and clips the change since then. Here nothing has changed yet, and it makes no difference.)
+# Token by token with the library's functions, and weighed as before:
 
 
 # %%
@@ -292,15 +296,15 @@ check("04.1", score_function_gradient)
 #
 # *Difficulty 4 of 5 · 15 minutes.* You are given a loss of one sampled token, `loss(student_logits, teacher_logits,
 # token)`, a student and two teachers, logits (V,) each. Return True if the loss teaches something about the teacher: if
-# its expected gradient is another one for the second teacher. Return False if it is the same, also where the loss itself
-# has another value.
+# its expected gradient is another one for the second teacher. Return False if it is the same, also where the loss
+# itself has another value.
 #
 # <details><summary>Hint 1</summary>The function <code>expected_gradient</code> above has what you need, once for each
 # teacher.</details>
-# <details><summary>Hint 2</summary>The weights are how often a token is drawn. <code>backward</code> on a sample does not
-# see them, so they must be detached.</details>
-# <details><summary>Hint 3</summary>A single token does not decide it: what depends on the teacher there may cancel in the
-# mean.</details>
+# <details><summary>Hint 2</summary>The weights are how often a token is drawn. <code>backward</code> on a sample does
+# not see them, so they must be detached.</details>
+# <details><summary>Hint 3</summary>A single token does not decide it: what depends on the teacher there may cancel in
+# the mean.</details>
 
 
 # %%
@@ -323,8 +327,9 @@ check("04.2", listens)
 # %% [markdown]
 # ## How noisy is it?
 #
-# On average the policy gradient is exact. A single sample gives $d_y\,\nabla\log\pi_\theta(y)$, and that can be far from the
-# mean. How far depends on d, and d has no limit: where the student gives a token at least δ and the teacher at most ε,
+# On average the policy gradient is exact. A single sample gives $d_y\,\nabla\log\pi_\theta(y)$, and that can be far
+# from the mean. How far depends on d, and d has no limit: where the student gives a token at least δ and the teacher at
+# most ε,
 #
 # $$|d|\ \ge\ \log(\delta/\varepsilon),$$
 #
@@ -390,8 +395,8 @@ print(f"expected pull on the logit of <think> at 15 nats: {pull:.3f}")
 # %% [markdown]
 # ## A baseline
 #
-# If every token is told "no" with about the same force, subtract that force: use $d-b$ with one number b for all tokens, a
-# **baseline**. It changes nothing on average, for
+# If every token is told "no" with about the same force, subtract that force: use $d-b$ with one number b for all
+# tokens, a **baseline**. It changes nothing on average, for
 #
 # $$\sum_v\pi_\theta(v)\;b\;\nabla\log\pi_\theta(v)=b\cdot 0=0.$$
 #
@@ -417,8 +422,9 @@ print(f"without a baseline: noise {with_baseline[0][1]:.1f}")
 print(f"least noise {with_baseline[least][1]:.2f} at b = {baselines[least]:.1f}; the mean of d is {mean_d:.1f}")
 
 # %% [markdown]
-# The expected gradient is a flat line, as it must be. The noise nearly vanishes close to b = mean of d, and the mean of d
-# is the reverse KL itself: a number that is at hand, as the mean over a batch of samples. With it, over all distances:
+# The expected gradient is a flat line, as it must be. The noise nearly vanishes close to b = mean of d, and the mean of
+# d is the reverse KL itself: a number that is at hand, as the mean over a batch of samples. With it, over all
+# distances:
 
 # %%
 helped = []
@@ -443,8 +449,8 @@ print(f"at 30 nats: noise {plain[-1][1]:.1f} without, {helped[-1][1]:.1f} with t
 # ### Exercise 04.3 · The best baseline
 #
 # *Difficulty 4 of 5 · 15 minutes.* The expected gradient does not depend on b, so the b of least noise is that of the
-# least $\mathbb{E}\big[(d-b)^2\,\|s\|^2\big]$, where s is the score. Set the derivative by b to zero, and write a function
-# that returns this b.
+# least $\mathbb{E}\big[(d-b)^2\,\|s\|^2\big]$, where s is the score. Set the derivative by b to zero, and write a
+# function that returns this b.
 #
 # <details><summary>Hint 1</summary>The result is a weighted mean of d. What are the weights, apart from πθ?</details>
 # <details><summary>Hint 2</summary>b = E[‖s‖² d] / E[‖s‖²]. Square the scores, and sum over each row.</details>
@@ -503,8 +509,8 @@ print(f"at e^−13: {needed['b = mean of d'][9]:,.2g} samples with a baseline, {
 # little, each by its probability, and `<think>` among them. That part of the signal does not ask whether the others are
 # any good.)
 #
-# This is the same wall as in [03](03_two_kls.ipynb): there the exact gradient had πθ in front, here the samples are drawn
-# from πθ. The teacher is asked only about what the student has already said.
+# This is the same wall as in [03](03_two_kls.ipynb): there the exact gradient had πθ in front, here the samples are
+# drawn from πθ. The teacher is asked only about what the student has already said.
 
 # %% [markdown]
 # ## Recap
@@ -513,14 +519,15 @@ print(f"at e^−13: {needed['b = mean of d'][9]:,.2g} samples with a baseline, {
 # |---|---|
 # | k1 = d, k2 = ½d², k3 = e^−d − 1 + d | `losses.sampled_kl` |
 # | A = log πT(y) − log πθ(y), detached | `losses.reverse_kl_advantage` |
-# | −A · log πθ(y), with PPO's clip | `losses.policy_gradient_loss` |
+# | −A · log πθ(y) | `losses.policy_gradient_loss` |
 # | ½d², differentiated | `losses.kdrl_loss` |
 # | Σ_v πθ (log πθ − log πT), differentiated | `losses.reverse_kl` |
 #
-# - k1 as a loss has an expected gradient of zero, without the teacher in it. k2 as a loss gives reverse KL, k3 forward KL.
+# - k1 as a loss has an expected gradient of zero, without the teacher in it. k2 as a loss gives reverse KL, k3 forward
+#   KL.
 # - Policy gradient with advantage −k1 gives reverse KL. With −k2 or −k3 it drove the student from the teacher's token.
-# - Where the teacher rejects all that the student writes, the noise grows with log(δ/ε), and the expected gradient hardly
-#   at all.
+# - Where the teacher rejects all that the student writes, the noise grows with log(δ/ε), and the expected gradient
+#   hardly at all.
 # - A baseline costs nothing on average and took most of that noise away. The samples needed to find a token that the
 #   student hardly ever writes stayed near 1/πθ.
 #
