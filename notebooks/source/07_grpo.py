@@ -356,6 +356,10 @@ for name, (first, count, counted) in openings.items():
     print(f"{name:4} first place {first:5.1f} nats   one <think> in {responses_needed:>8,.0f} responses   "
           f"in our 4,096: expected {expected:8,.2g}, counted {counted:.2g}")  # fmt: skip
 
+opened = (sampled["near"].rollouts.responses == pairs["near"].tokenizer.convert_tokens_to_ids("<think>")).any(-1)
+for name, some in (("with", opened), ("without", ~opened)):
+    print(f"near, {name} a <think>: accuracy {sampled['near'].rewards[some].mean():.2f}")
+
 # %%
 steps = torch.logspace(0, 4.5, 200)
 figure, axes = plt.subplots(figsize=(6.5, 2.8))
@@ -366,9 +370,10 @@ axes.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# On *near* the opening is in most responses. On *mid* one is expected every 16 steps or so: rare, but a right response
-# among seven wrong ones is pushed hard. On *far* it takes hundreds of steps until the *first*: four nats cost a factor of
-# e⁴ ≈ 55. (The curves take the student as it is at the start; training changes it meanwhile, as we see next.)
+# On *near* the opening is in most responses, and it decides: with it nearly all are right, without it few. On *mid* one is
+# expected every 16 steps or so: rare, but a right response among seven wrong ones is pushed hard. On *far* it takes
+# hundreds of steps until the *first*: four nats cost a factor of e⁴ ≈ 55. (The curves take the student as it is at the
+# start; training changes it meanwhile, as we see next.)
 #
 # Here −13 nats were set by design ([README](../README.md) says how). The rule is general: what matters is not whether
 # the student can do it, but whether it does it by chance before patience ends.
@@ -404,8 +409,8 @@ for name, result in runs.items():
 plot_runs(runs, ("reward", "entropy", "length"))
 
 # %% [markdown]
-# On *near* the reward starts high and rises within a few steps, and so does the length: right responses are the worked
-# ones, and the student soon opens that way every time. On *far* the reward stays near the floor, some of the steps have no
+# On *near* the reward starts high and rises within a few steps, and so does the length: the worked responses are the right
+# ones, and the student soon works nearly every sum out. On *far* the reward stays near the floor, some of the steps have no
 # gradient at all, and the length stays at 8 tokens: no response was ever worked out. But the entropy falls.
 #
 # **Predict.** Where did that entropy go? Look at how many of the 8 responses to a prompt are different from each other.
