@@ -503,9 +503,9 @@ for prompt, answer, text in zip(prompts["prompt"], prompts["answer"], written.te
 
 # %% [markdown]
 # It moves, slowly. "Not `<eos>`" lowers the logit of `<eos>`, so all other tokens gain, even the median one; and their own
-# logits rise in proportion to their probabilities, so the runner-up gains most. Here the runner-up behind `<eos>` *is*
+# logits are pushed up in proportion to their probabilities, so the runner-up gains most. Here the runner-up behind `<eos>` *is*
 # `<think>`, by several nats: these pairs were built that way (`rival_margin` in `tgpo_lab/tiny_world/recipes.py`). Step
-# after step it gains without having been sampled, until, after eighty or ninety steps, a first one is drawn. For it the
+# after step it gains without having been sampled, until, after eighty or ninety steps, the lengths show the first ones. For them the
 # teacher has a *positive* reward of several nats at last, and within ten steps it is a habit. Responses jump from 8 tokens
 # to nearly the limit of 80, because the student opens again and again, and the share of right ones begins to rise.
 #
@@ -566,8 +566,8 @@ for prompt, answer, text in zip(prompts["prompt"], prompts["answer"], written.te
 #
 # **One seed of three.** This one is shown because it collapses. When this was written, seed 0 escaped, by way of `<think>`
 # at the very beginning, and was right on 0.84 of 64 held-out prompts after 150 steps; seed 1 had not moved after 140.
-# Three seeds, three ends: a signal that is nearly all variance decides little by itself. (On another processor rounding
-# may send this run to another of these ends.)
+# Three seeds, three ends, and nothing differs between them but which prompts and tokens were drawn. (On another processor
+# rounding may send this run to another of these ends.)
 
 # %% [markdown]
 # ## Why a reward cannot say "that instead"
