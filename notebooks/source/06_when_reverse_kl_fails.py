@@ -187,8 +187,9 @@ axes.set_xticklabels([token.text for token in shown.tokens])
 plt.show()
 
 # %% [markdown]
-# The teacher knows what it wants: `<think>` at the beginning, and once more at the end, where the student stops. But the proposals are not in the reward. The bars are all that reverse KL learns from, and they stand
-# under tokens that the student wrote. To hear something good about `<think>`, it must first write `<think>`.
+# The teacher knows what it wants: `<think>` at the beginning, and once more at the end, where the student stops. But the
+# proposals are not in the reward. The bars are all that reverse KL learns from, and they stand under tokens that the
+# student wrote. To hear something good about `<think>`, it must first write `<think>`.
 #
 # ## How long until it does?
 #
