@@ -127,31 +127,6 @@ for name in ("near", "far"):
 # without limit.
 
 # %% [markdown]
-# ### Exercise 06.1 · The share of rejected tokens
-#
-# *Difficulty 1 of 5 · 5 minutes.* Write a function that takes log-probabilities of the sampled tokens under student and
-# teacher, both (B, T), the mask and a threshold in nats. It returns the share of response tokens whose log πθ exceeds
-# log πT by more than the threshold.
-#
-# <details><summary>Hint</summary>A comparison gives a tensor of booleans; select with the mask, turn into float, take
-# the mean.</details>
-
-
-# %%
-def rejected_share(
-    logprobs: torch.Tensor, teacher_logprobs: torch.Tensor, mask: torch.Tensor, threshold: float = 4.0
-) -> float:
-    """Share of rejected tokens: (B, T), (B, T), (B, T) bool → number from 0 to 1."""
-    ### BEGIN SOLUTION
-    rejected = logprobs - teacher_logprobs > threshold
-    return rejected[mask].float().mean().item()
-    ### END SOLUTION
-
-
-# %%
-check("06.1", rejected_share)
-
-# %% [markdown]
 # ## Which tokens are rejected
 #
 # **Predict.** A response of *far* has eight tokens or so: `the sum is #`, two or three digits and the end. Two of them are
@@ -200,7 +175,7 @@ plt.show()
 # responses. How many batches is that?
 
 # %% [markdown]
-# ### Exercise 06.2 · How long until a token is drawn
+# ### Exercise 06.1 · How long until a token is drawn
 #
 # *Difficulty 1 of 5 · 5 minutes.* Write a function of a token's log-probability in nats and of a number of samples n. It
 # returns the expected number of samples up to and including the first with that token, and the probability of having
@@ -219,7 +194,7 @@ def waiting(logprob: float, samples: int) -> tuple[float, float]:
 
 
 # %%
-check("06.2", waiting)
+check("06.1", waiting)
 
 # %%
 opening = {
@@ -318,7 +293,7 @@ print(f"library                   {library['policy_gradient_second_moment'].item
 # the variance, the part that comes from the draw of v.
 
 # %% [markdown]
-# ### Exercise 06.3 · The second moment
+# ### Exercise 06.2 · The second moment
 #
 # *Difficulty 3 of 5 · 10 minutes.* Write the second moment of every position,
 # $\sum_v\pi_\theta(v)\,r_v^2\,\lVert e_v-\pi_\theta\rVert^2$ with $r_v=\log\pi_T(v)-\log\pi_\theta(v)$, from logits.
@@ -339,7 +314,7 @@ def second_moment(student_logits: torch.Tensor, teacher_logits: torch.Tensor) ->
 
 
 # %%
-check("06.3", second_moment)
+check("06.2", second_moment)
 
 # %%
 moments = {name: signal_moments(student_logits[name], teacher_logits[name]) for name in NAMES}

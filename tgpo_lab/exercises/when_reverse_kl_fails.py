@@ -10,42 +10,6 @@ from ..gradient_signal import signal_moments
 from .checking import Exercise
 
 
-def _logprobs() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-    student = torch.tensor([[-0.1, -0.2, -9.0, -0.3], [-0.5, -7.0, -0.1, -0.1], [-6.0, -0.1, -8.0, -0.2]])
-    teacher = torch.tensor([[-9.0, -4.1, -0.1, -6.0], [-8.0, -7.5, -9.0, -9.0], [-0.2, -9.0, -9.0, -0.1]])
-    mask = torch.arange(4) < torch.tensor([[4], [2], [3]])
-    return [(student, teacher, mask), (student, teacher, mask, 2.0)]
-
-
-def _share(logprobs, teacher_logprobs, mask, threshold=4.0):
-    return float((logprobs - teacher_logprobs > threshold)[mask].float().mean())
-
-
-def _padding_counted(logprobs, teacher_logprobs, mask, threshold=4.0):
-    return float((logprobs - teacher_logprobs > threshold).float().mean())
-
-
-def _wrong_way_round(logprobs, teacher_logprobs, mask, threshold=4.0):
-    return _share(teacher_logprobs, logprobs, mask, threshold)
-
-
-def _either_way(logprobs, teacher_logprobs, mask, threshold=4.0):
-    return float(((logprobs - teacher_logprobs).abs() > threshold)[mask].float().mean())
-
-
-def _teacher_alone(logprobs, teacher_logprobs, mask, threshold=4.0):
-    return float((teacher_logprobs < -threshold)[mask].float().mean())
-
-
-def _mean_of_rows(logprobs, teacher_logprobs, mask, threshold=4.0):
-    rejected = (logprobs - teacher_logprobs > threshold) & mask
-    return float((rejected.sum(-1) / mask.sum(-1)).mean())
-
-
-def _fixed_threshold(logprobs, teacher_logprobs, mask, threshold=4.0):
-    return _share(logprobs, teacher_logprobs, mask)
-
-
 def _draws() -> list[tuple[float, int]]:
     return [(-0.5, 1), (-1.45, 3), (-9.0, 3000), (-13.0, 500000)]
 
@@ -93,23 +57,6 @@ def _squared_score(student, teacher):
 EXERCISES = (
     Exercise(
         "06.1",
-        "the share of rejected tokens",
-        _share,
-        _logprobs,
-        {
-            "Padding is counted: select the positions with the mask before you take the mean.": _padding_counted,
-            "The difference is the wrong way round: these are tokens that the teacher likes better than the "
-            "student.": _wrong_way_round,
-            "You count large differences of both signs; rejected are those where the student's log-probability is the "
-            "larger one.": _either_way,
-            "You look at the teacher's log-probability alone; a token counts by how much the student's exceeds "
-            "it.": _teacher_alone,
-            "This is the mean of the shares of the rows; take the share over the tokens of all rows.": _mean_of_rows,
-            "The threshold is fixed at 4: use the argument.": _fixed_threshold,
-        },
-    ),
-    Exercise(
-        "06.2",
         "how long until a token is drawn",
         _waiting,
         _draws,
@@ -134,7 +81,7 @@ EXERCISES = (
         },
     ),
     Exercise(
-        "06.3",
+        "06.2",
         "the second moment",
         _moment("policy_gradient_second_moment"),
         _logits,
