@@ -12,9 +12,9 @@ from ..files import require_writable_folder
 from . import figures, tables
 from .results import StudyResults
 from .sections import ALONE, SECTIONS, Content
+from .settings import MAIN_METHODS
 
 LINES = 7
-MAIN_METHODS = ("rkl", "grpo", "kdrl", "luffy", "sft", "tgpo")
 
 
 @dataclass(frozen=True)
