@@ -39,7 +39,8 @@ def headline(results: StudyResults) -> Content:
     note = (
         f"Every method had the same budget: {len(RATES)} learning rates ({', '.join(f'{rate:g}' for rate in RATES)}) "
         f"on each pair, {len(TUNING_SEEDS)} seeds each, none of which is used here (study tuning). The one with the "
-        "largest mean area was taken.\n\n"
+        "largest mean area was taken. Where it lies at the edge of the four, a better one may lie beyond: "
+        f"{_at_the_edge(rates)}.\n\n"
     )
     drawn = {
         f"headline-{column.replace('_', '-')}": figures.curves(
@@ -52,6 +53,17 @@ def headline(results: StudyResults) -> Content:
         )
     }
     return [("Tuning", note + tables.markdown(table))], drawn
+
+
+def _at_the_edge(runs: pd.DataFrame) -> str:
+    """How many methods of each pair took the smallest or the largest rate, and which, if they are few."""
+    parts = []
+    for (pair, rate), group in runs.groupby(["pair", "rate"]):
+        if rate in (min(RATES), max(RATES)):
+            labels = list(dict.fromkeys(group["label"]))
+            named = ", ".join(labels) if len(labels) <= 6 else f"{len(labels)} methods"
+            parts.append(f"{named} on {pair} ({rate:g})")
+    return "; ".join(parts) or "none does"
 
 
 def divergence_map(results: StudyResults) -> Content:
