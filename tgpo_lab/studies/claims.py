@@ -15,9 +15,8 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from ..errors import InputError
 from .catalog import OPENINGS, RELIABILITIES, map_pair
-from .results import StudyResults, load_results
+from .results import StudyResults, complete_results
 from .settings import ZERO_AT
 from .statistics import mean_interval, paired_comparison
 from .tables import difference_text, markdown, p_text
@@ -110,7 +109,7 @@ class Judged:
 
 def judge(folder: Path, claims: tuple[Claim, ...] = CLAIMS) -> list[Judged]:
     """All claims, judged by what is stored in ``folder``; those of a study that is not complete there stay open."""
-    stored = {claim.expected.study: _complete(claim.expected.study, folder) for claim in claims}
+    stored = {claim.expected.study: complete_results(claim.expected.study, folder) for claim in claims}
     compared = _compared(claims, stored)
     return [_judged(claim, stored[claim.expected.study], compared) for claim in claims]
 
@@ -123,14 +122,6 @@ def claims_table(folder: Path) -> str:
         for judged in judge(folder)
     ]  # fmt: skip
     return markdown(pd.DataFrame(rows))
-
-
-def _complete(study: str, folder: Path) -> StudyResults | None:
-    try:
-        results = load_results(study, folder)
-    except InputError:
-        return None
-    return results if results.about["runs_finished"] == results.about["runs_planned"] else None
 
 
 def _compared(claims: tuple[Claim, ...], stored: dict[str, StudyResults | None]) -> pd.DataFrame:

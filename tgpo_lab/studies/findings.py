@@ -14,6 +14,7 @@ from .catalog import STUDIES
 from .claims import claims_table
 from .report import Page, study_page
 from .results import RESULTS, load_results
+from .summary import with_summary
 
 HEAD = """\
 # Findings
@@ -49,12 +50,19 @@ def findings_page(results_folder: Path = RESULTS) -> Page:
     return Page("\n".join([HEAD, CLAIMS_HEAD + claims_table(results_folder), *(page.text for page in pages)]), drawn)
 
 
-def write_findings(folder: Path, results_folder: Path = RESULTS) -> Path:
+def write_findings(folder: Path, results_folder: Path = RESULTS, readme: Path | None = None) -> Path:
     """Write ``findings.md`` and its ``figures`` into a folder.
 
+    Args:
+        folder: where to.
+        results_folder: where the results are stored.
+        readme: a README whose sentences on the findings are made anew as well.
+
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or the README lacks the places for its sentences.
     """
+    if readme is not None:
+        write_text(readme, with_summary(readme.read_text(encoding="utf-8"), results_folder))
     page = findings_page(results_folder)
     page.write_figures(folder / "figures")
     for file in (folder / "figures").glob("*.png"):

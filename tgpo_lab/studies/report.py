@@ -66,7 +66,7 @@ def _runs_sentence(about: dict) -> str:
                       (("steps", "steps"), ("prompts_per_step", "prompts")) if key in settings)  # fmt: skip
     text = (
         f"{about['runs_finished']} of {about['runs_planned']} runs, seeds {about['seeds'][0]} to {about['seeds'][-1]}, "
-        f"{about['run_minutes']:.0f} minutes of one thread in all. A run: {size} × 8 samples. "
+        f"{about['run_minutes']:.0f} minutes of one core in all. A run: {size} × 8 samples. "
         f"Intervals are over these seeds, on one built pair each. `tgpo-lab study {about['study']}`, "
         f"{'; '.join(dict.fromkeys(machines))}."
     )
