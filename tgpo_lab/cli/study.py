@@ -97,12 +97,15 @@ def report(
     return 0
 
 
-def findings(output: Path = Path("docs"), results: Path = RESULTS) -> int:
-    """Write findings.md: the tables and figures of all stored studies on one page.
+def findings(output: Path = Path("docs"), results: Path = RESULTS, readme: Path | None = Path("README.md")) -> int:
+    """Write findings.md: the tables and figures of all stored studies on one page, and a summary in the README.
 
     Args:
         output: Folder for the page and its figures.
         results: Folder with stored results.
+        readme: The README; None to leave it alone.
     """
-    print(f"Written: {write_findings(output, results)}")
+    if readme is not None and not readme.exists():
+        raise InputError(f"There is no {readme}. Give --readme with its path, or --readme None.")
+    print(f"Written: {write_findings(output, results, readme)}")
     return 0

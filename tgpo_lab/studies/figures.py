@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -54,9 +54,21 @@ def _legend(figure: Figure, axes: Axes, title: str | None = None) -> None:
 
 
 def curves(
-    steps: pd.DataFrame, labels: Sequence[str], column: str = "accuracy", unit: str = "held-out accuracy, sampled"
+    steps: pd.DataFrame,
+    labels: Sequence[str],
+    column: str = "accuracy",
+    unit: str = "held-out accuracy, sampled",
+    *,
+    bounds: tuple[float, float] = SHARE,
 ) -> Figure:
     """A measurement over steps: mean over seeds and 95 % interval, a panel for each pair.
+
+    Args:
+        steps: one row a step of a run.
+        labels: what is shown, one line each.
+        column: the measurement.
+        unit: what its axis says.
+        bounds: values that are possible; intervals are cut there.
 
     Raises:
         InputError: none of the labels has a measurement.
@@ -74,7 +86,7 @@ def curves(
                 if rows.empty:
                     continue
                 points = [
-                    (step, mean_interval(group[column].to_numpy(), SHARE)) for step, group in rows.groupby("step")
+                    (step, mean_interval(group[column].to_numpy(), bounds)) for step, group in rows.groupby("step")
                 ]
                 x = [step for step, _ in points]
                 panel.fill_between(
@@ -84,7 +96,9 @@ def curves(
                     x, [i.mean for _, i in points], color=palette[label], label=label, markersize=4,
                     linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
                 )  # fmt: skip
-            panel.set(title=pair, xlabel="step (batches learned from)", ylim=(-0.03, 1.05))
+            panel.set(title=pair, xlabel="step (batches learned from)")
+            if bounds == SHARE:
+                panel.set_ylim(-0.03, 1.05)
         _label_first(axes, unit)
         _legend(figure, axes[0])
     return figure
@@ -152,6 +166,30 @@ def by_depth(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
                 )  # fmt: skip
             panel.set(title=pair, xlabel="prefix (tokens of the student)", ylim=(-0.04, 1.04))
         _label_first(axes, "share with the right answer")
+        _legend(figure, axes[0])
+    return figure
+
+
+def over_divergence(start: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
+    """Quantities before training against divergence, on a logarithmic axis.
+
+    Args:
+        start: one row for each divergence; the index is the log-probability of the teacher's opening in nats.
+        columns: column → what the legend says, unit included.
+    """
+    palette = sns.color_palette("colorblind", len(columns))
+    with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
+        figure, axes = _panels(1, 1.6 * PANEL, 3.6)
+        for number, (column, name) in enumerate(columns.items()):
+            axes[0].plot(
+                -start.index, start[column], color=palette[number], label=name,
+                linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
+            )  # fmt: skip
+        axes[0].set(
+            xlabel="divergence: −log-probability of the teacher's opening (nats)",
+            ylabel="before training",
+            yscale="log",
+        )
         _legend(figure, axes[0])
     return figure
 

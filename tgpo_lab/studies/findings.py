@@ -11,8 +11,10 @@ from pathlib import Path
 
 from ..files import write_text
 from .catalog import STUDIES
+from .claims import claims_table
 from .report import Page, study_page
 from .results import RESULTS, load_results
+from .summary import with_summary
 
 HEAD = """\
 # Findings
@@ -25,6 +27,17 @@ All of it is about tiny models that add up numbers ([how the pairs came about](.
 happens there, not what happens with large models.
 """
 
+CLAIMS_HEAD = """\
+## The paper's claims
+
+What is claimed in [arXiv 2605.13230](https://arxiv.org/abs/2605.13230) about models of billions of weights, and whether
+the same is seen here. Verdicts follow from rules that were written down before the studies were run
+([claims.py](../tgpo_lab/studies/claims.py)): the difference of accuracies on the test prompts after the run, in
+brackets its 95 % interval; ahead or behind where the exact sign-flip test over seeds, corrected over this whole table,
+gives less than 0.05. A claim that holds on some of its pairs only is reproduced only under a condition: on those.
+
+"""
+
 
 def findings_page(results_folder: Path = RESULTS) -> Page:
     """All studies that are stored, in the order of the catalog."""
@@ -34,15 +47,22 @@ def findings_page(results_folder: Path = RESULTS) -> Page:
         if (results_folder / name).exists()
     ]
     drawn = {name: figure for page in pages for name, figure in page.figures.items()}
-    return Page("\n".join([HEAD, *(page.text for page in pages)]), drawn)
+    return Page("\n".join([HEAD, CLAIMS_HEAD + claims_table(results_folder), *(page.text for page in pages)]), drawn)
 
 
-def write_findings(folder: Path, results_folder: Path = RESULTS) -> Path:
+def write_findings(folder: Path, results_folder: Path = RESULTS, readme: Path | None = None) -> Path:
     """Write ``findings.md`` and its ``figures`` into a folder.
 
+    Args:
+        folder: where to.
+        results_folder: where the results are stored.
+        readme: a README whose sentences on the findings are made anew as well.
+
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or the README lacks the places for its sentences.
     """
+    if readme is not None:
+        write_text(readme, with_summary(readme.read_text(encoding="utf-8"), results_folder))
     page = findings_page(results_folder)
     page.write_figures(folder / "figures")
     for file in (folder / "figures").glob("*.png"):

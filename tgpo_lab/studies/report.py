@@ -12,9 +12,9 @@ from ..files import require_writable_folder
 from . import figures, tables
 from .results import StudyResults
 from .sections import ALONE, SECTIONS, Content
+from .settings import MAIN_METHODS
 
 LINES = 7
-MAIN_METHODS = ("rkl", "grpo", "kdrl", "luffy", "sft", "tgpo")
 
 
 @dataclass(frozen=True)
@@ -57,16 +57,18 @@ def study_page(results: StudyResults, figures_path: str) -> Page:
 
 
 def _runs_sentence(about: dict) -> str:
-    first = about["made_by"][0]
-    versions = first["versions"]
+    machines = [
+        f"torch {made_by['versions']['torch']}, transformers {made_by['versions']['transformers']}, {made_by['device']}"
+        for made_by in about["made_by"]
+    ]
     settings = about["settings"]
     size = " × ".join(f"{settings[key]} {name}" for key, name in
                       (("steps", "steps"), ("prompts_per_step", "prompts")) if key in settings)  # fmt: skip
     text = (
         f"{about['runs_finished']} of {about['runs_planned']} runs, seeds {about['seeds'][0]} to {about['seeds'][-1]}, "
-        f"{about['run_minutes']:.0f} minutes of one thread in all. A run: {size} × 8 samples. "
-        f"Intervals are over these seeds, on one built pair each. `tgpo-lab study {about['study']}`, torch "
-        f"{versions['torch']}, transformers {versions['transformers']}, {first['device']}."
+        f"{about['run_minutes']:.0f} minutes of one core in all. A run: {size} × 8 samples. "
+        f"Intervals are over these seeds, on one built pair each. `tgpo-lab study {about['study']}`, "
+        f"{'; '.join(dict.fromkeys(machines))}."
     )
     return text if about["runs_finished"] == about["runs_planned"] else text + " **The study is not complete.**"
 

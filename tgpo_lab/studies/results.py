@@ -65,6 +65,14 @@ def load_results(name: str, folder: Path = RESULTS) -> StudyResults:
     return StudyResults(**tables, about=about)
 
 
+def complete_results(name: str, folder: Path = RESULTS) -> StudyResults | None:
+    """Stored results of a study of which every run is finished; None for any other."""
+    if not (folder / name).exists():
+        return None
+    results = load_results(name, folder)
+    return results if results.about["runs_finished"] == results.about["runs_planned"] else None
+
+
 def finished_fingerprints(name: str, folder: Path = RESULTS) -> frozenset[str]:
     """Fingerprints of the runs whose results are stored."""
     return frozenset(load_results(name, folder).runs["fingerprint"]) if (folder / name).exists() else frozenset()

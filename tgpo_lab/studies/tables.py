@@ -41,10 +41,7 @@ def comparison(runs: pd.DataFrame, reference: str, column: str = "area") -> pd.D
         {
             "pair": table["pair"],
             f"{reference} against": table["label"],
-            f"difference in {column.replace('_', ' ')}": [
-                interval_text(Interval(row.difference, row.low, row.high, row.seeds), percent=True, sign=True)
-                for row in table.itertuples()
-            ],
+            f"difference in {column.replace('_', ' ')}": [difference_text(row) for row in table.itertuples()],
             "seeds won": [f"{row.wins} of {row.seeds}" for row in table.itertuples()],
             "effect (d_z)": [
                 f"{row.effect:.1f}" if np.isfinite(row.effect) else "no spread" for row in table.itertuples()
@@ -53,6 +50,11 @@ def comparison(runs: pd.DataFrame, reference: str, column: str = "area") -> pd.D
             "adjusted p": [p_text(p) for p in table["adjusted_p"]],
         }
     )
+
+
+def difference_text(row) -> str:
+    """Difference and interval of a row of :func:`paired_comparison`, for example ``+61.2 % (55.0 to 67.3)``."""
+    return interval_text(Interval(row.difference, row.low, row.high, row.seeds), percent=True, sign=True)
 
 
 def interval_text(interval: Interval, *, percent: bool = False, sign: bool = False) -> str:

@@ -1,0 +1,64 @@
+"""The README's sentences on the findings are made from stored results, words as well as numbers."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from tgpo_lab.errors import InputError
+from tgpo_lab.studies.results import RESULTS
+from tgpo_lab.studies.summary import BEGIN, END, summary, with_summary
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def store(folder, study: str, accuracies: dict[tuple[str, str], float], planned: int | None = None) -> Path:
+    rows = [
+        {"cell": f"{pair}/{label}/{seed}", "pair": pair, "label": label, "seed": seed, "accuracy_before": 0.04,
+         "test_accuracy": mean + 0.001 * (seed - 4.5)}
+        for (pair, label), mean in accuracies.items() for seed in range(10)
+    ]  # fmt: skip
+    place = folder / study
+    place.mkdir()
+    pd.DataFrame(rows).to_parquet(place / "runs.parquet")
+    for table in ("steps", "looks"):
+        pd.DataFrame({"cell": []}).to_parquet(place / f"{table}.parquet")
+    about = {"runs_finished": len(rows), "runs_planned": planned or len(rows), "settings": {"steps": 45}}
+    (place / "study.json").write_text(json.dumps(about))
+    return folder
+
+
+def headline(tgpo: float, sft: float) -> dict[tuple[str, str], float]:
+    far = {("far", "tgpo"): tgpo, ("far", "sft"): sft, ("far", "rkl"): 0.05, ("far", "grpo"): 0.03}
+    return {**far, ("near", "tgpo"): 0.98, ("near", "rkl"): 0.98}
+
+
+@pytest.mark.parametrize(
+    ("tgpo", "sft", "words"), [(0.9, 0.8, "TGPO is ahead of SFT."), (0.7, 0.8, "TGPO is behind SFT.")]
+)
+def test_words_follow_the_numbers(tmp_path, tgpo, sft, words):
+    text = summary(store(tmp_path, "headline", headline(tgpo, sft)))
+    assert words in text and f"from 4 % to {100 * tgpo:.1f} %" in text and "reverse KL at 5.0 %" in text
+    assert "Between TGPO and reverse KL no difference is shown." in text  # near: the same accuracies
+    assert "trust horizon" not in text
+
+
+def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
+    accuracies = {("far-fragile", "no gate"): 0.01, ("far-fragile", "worst token > 4"): 0.97}
+    assert summary(store(tmp_path, "horizon", accuracies, planned=500)) == "No study is complete yet."
+    (tmp_path / "b").mkdir()
+    text = summary(store(tmp_path / "b", "horizon", accuracies))
+    assert "TGPO ends at 1.0 %" in text and "alone at 97.0 %" in text
+
+
+def test_the_readme_is_up_to_date():
+    text = README.read_text(encoding="utf-8")
+    assert text == with_summary(text, RESULTS), "Make it again: tgpo-lab study findings"
+
+
+def test_only_what_stands_between_the_markers_changes(tmp_path):
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    assert with_summary(text, tmp_path) == f"before\n{BEGIN}\nNo study is complete yet.\n{END}\nafter\n"
+    with pytest.raises(InputError, match="put them back"):
+        with_summary("no markers", tmp_path)

@@ -1,0 +1,79 @@
+"""The findings in three sentences for the README, made from stored results: numbers and words alike."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from ..errors import InputError
+from .claims import LEVEL
+from .results import StudyResults, complete_results
+from .statistics import mean_interval, paired_comparison
+from .tables import SHARE, interval_text
+
+BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end of findings -->"
+
+
+def summary(folder: Path) -> str:
+    """What the studies *headline* and *horizon* have shown, as Markdown; nothing of a study that is not complete."""
+    sentences = []
+    headline, horizon = (complete_results(name, folder) for name in ("headline", "horizon"))
+    if headline is not None:
+        sentences += [_far(headline), _near(headline)]
+    if horizon is not None:
+        sentences.append(_fragile(horizon))
+    return "\n".join(f"- {sentence}" for sentence in sentences) or "No study is complete yet."
+
+
+def with_summary(readme: str, folder: Path) -> str:
+    """The README with the sentences between its two markers made anew.
+
+    Raises:
+        InputError: a marker is missing.
+    """
+    if readme.count(BEGIN) != 1 or readme.count(END) != 1:
+        raise InputError(f"README.md needs the line {BEGIN} once, and {END} once after it: put them back.")
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n{summary(folder)}\n{END}{rest.split(END)[1]}"
+
+
+def _far(results: StudyResults) -> str:
+    runs = results.runs[results.runs["pair"] == "far"]
+    shown = ", ".join(
+        f"{name} at {_accuracy(runs, label)}"
+        for name, label in (("reverse KL", "rkl"), ("GRPO", "grpo"), ("SFT on the teacher's responses", "sft"))
+    )
+    return (
+        f"**Far:** TGPO takes the student from {100 * runs['accuracy_before'].mean():.0f} % to "
+        f"{_accuracy(runs, 'tgpo')} in {results.about['settings']['steps']} steps; from the same start {shown}. "
+        f"{_standing(runs, 'tgpo', 'sft', 'SFT')}"
+    )
+
+
+def _near(results: StudyResults) -> str:
+    runs = results.runs[results.runs["pair"] == "near"]
+    return (
+        f"**Near:** from {100 * runs['accuracy_before'].mean():.0f} %, reverse KL ends at {_accuracy(runs, 'rkl')} "
+        f"and TGPO at {_accuracy(runs, 'tgpo')}. {_standing(runs, 'tgpo', 'rkl', 'reverse KL')}"
+    )
+
+
+def _fragile(results: StudyResults) -> str:
+    runs = results.runs[results.runs["pair"] == "far-fragile"]
+    return (
+        f"**Far, with a teacher that is lost on the student's prefixes:** TGPO ends at {_accuracy(runs, 'no gate')}; "
+        f"with guidance inside a trust horizon alone at {_accuracy(runs, 'worst token > 4')}."
+    )
+
+
+def _accuracy(runs: pd.DataFrame, label: str) -> str:
+    return interval_text(mean_interval(runs.loc[runs["label"] == label, "test_accuracy"], SHARE), percent=True)
+
+
+def _standing(runs: pd.DataFrame, first: str, second: str, name: str) -> str:
+    """In words, by the rule of :mod:`tgpo_lab.studies.claims`."""
+    (row,) = paired_comparison(runs[runs["label"].isin([first, second])], "test_accuracy", first).itertuples()
+    if row.p >= LEVEL:
+        return f"Between TGPO and {name} no difference is shown."
+    return f"TGPO is {'ahead of' if row.difference > 0 else 'behind'} {name}."
