@@ -2,6 +2,83 @@
 
 from __future__ import annotations
 
+import itertools
+
+import numpy as np
+from scipy import stats
+
+from ..studies.statistics import sign_flip_p
 from .checking import Exercise
 
-EXERCISES: tuple[Exercise, ...] = ()
+
+def _differences() -> list[tuple[np.ndarray]]:
+    return [(np.array(values),) for values in ([0.1, 0.2, 0.3, 0.4], [1.0, -2.0, 3.0, 1.0, 2.0], [-1.0, -1.0, -3.0])]
+
+
+def _patterns(differences: np.ndarray) -> np.ndarray:
+    signs = np.array(list(itertools.product([1, -1], repeat=len(differences))))
+    return (signs * differences).mean(-1)
+
+
+def _one_sided(differences: np.ndarray) -> float:
+    return float((_patterns(differences) >= differences.mean() - 1e-12).mean())
+
+
+def _strictly(differences: np.ndarray) -> float:
+    return float((np.abs(_patterns(differences)) > abs(differences.mean()) + 1e-12).mean())
+
+
+def _p_values() -> list[tuple[np.ndarray]]:
+    return [(np.array(values),) for values in ([0.04, 0.001, 0.03, 0.2], [0.5, 0.9, 0.02, 0.021, 0.6, 0.01])]
+
+
+def _adjusted(p_values: np.ndarray, *, monotone: bool = True, ordered: bool = True) -> np.ndarray:
+    count = len(p_values)
+    order = np.argsort(p_values)
+    scaled = p_values[order] * count / np.arange(1, count + 1)
+    if monotone:
+        scaled = np.minimum.accumulate(scaled[::-1])[::-1]
+    result = scaled.copy()
+    if ordered:
+        result[order] = scaled
+    return np.minimum(result, 1)
+
+
+def _as_list(function, *arguments):
+    result = function(*arguments)
+    return result.tolist() if isinstance(result, np.ndarray) else result
+
+
+EXERCISES = (
+    Exercise(
+        "10.1",
+        "the sign-flip test",
+        sign_flip_p,
+        _differences,
+        {
+            "This is one-sided: count means as far from zero in either direction.": _one_sided,
+            "The observed pattern is missing: means that are equally far from zero count, too.": _strictly,
+            "This is a number of patterns; the p-value is their share.": (
+                lambda differences: sign_flip_p(differences) * 2 ** len(differences)
+            ),
+        },
+    ),
+    Exercise(
+        "10.2",
+        "Benjamini and Hochberg",
+        stats.false_discovery_control,
+        _p_values,
+        {
+            "An adjusted p-value is larger than the next one: take the running minimum from the end.": (
+                lambda p_values: _adjusted(p_values, monotone=False)
+            ),
+            "The values are right and in the order of size: put them back in the order in which they came.": (
+                lambda p_values: _adjusted(p_values, ordered=False)
+            ),
+            "This is Bonferroni's correction, m times each p-value; here the k-th smallest is multiplied by m/k.": (
+                lambda p_values: np.minimum(p_values * len(p_values), 1)
+            ),
+        },
+        observe=_as_list,
+    ),
+)

@@ -1,0 +1,182 @@
+# %% [markdown]
+# # 00 · One tour
+#
+# **Goal.** See the whole story once, from the question to the answer and the doubt about the answer. Nothing has to be
+# understood to the end yet; every stop says which notebook takes it apart.
+#
+# **Minutes.** 1 to run on two cores, 15 to work through.
+#
+# **Prerequisites.** You have used PyTorch and know that a language model predicts the next token.
+
+# %%
+import shutil
+
+import seaborn as sns
+import torch
+
+from tgpo_lab import TrainConfig, evaluate, load_pair, plots, train
+from tgpo_lab.evaluation import pair_prompts
+from tgpo_lab.sample_rollouts import annotate
+from tgpo_lab.studies.figures import curves
+from tgpo_lab.studies.results import load_results
+
+torch.manual_seed(0)
+sns.set_theme(style="ticks", palette="colorblind")
+
+# %% [markdown]
+# ## A student and a teacher
+#
+# Both are language models, small enough for a laptop. The task: add three numbers. The teacher works the sum out column
+# by column; the student answers at once. (The pair is called *far*.)
+
+# %%
+pair = load_pair("far")
+prompts = pair_prompts(pair, "test")
+for name, model in (("student", pair.student), ("teacher", pair.teacher)):
+    answered = evaluate(pair, model, count=64)
+    print(f"{name}: {answered.accuracy:.2f} of 64 sums right")
+    for row, text in zip(prompts.select(range(2)), answered.rollouts.texts(pair.tokenizer), strict=False):
+        print(f"    {row['prompt']}{text}      (right: {row['answer']})")
+
+# %% [markdown]
+# The student is to become as good as its teacher. And it does not lack much. **Predict:** we write the teacher's first
+# token, `<think>`, for the student and let it go on by itself. How many sums does it get right?
+
+# %%
+think = pair.tokenizer.convert_tokens_to_ids("<think>")
+starts = [[*ids, think] for ids in pair.encode(prompts["prompt"][:64])]
+with torch.no_grad():
+    tokens = torch.tensor(starts)
+    for _ in range(60):  # greedily, one token after the other
+        tokens = torch.cat([tokens, pair.student(tokens).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+texts = [text.split(pair.tokenizer.eos_token)[0] for text in pair.tokenizer.batch_decode(tokens)]
+right = sum(text.rpartition("#")[2] == answer for text, answer in zip(texts, prompts["answer"][:64], strict=True))
+print(f"{right} of 64 right, for example {texts[0]}")
+
+# %% [markdown]
+# It *can* add. It only never begins like that. So one would think that learning from this teacher is easy.
+# ([02](02_a_task_a_teacher_a_student.ipynb))
+#
+# ## What the teacher says about the student's answer
+#
+# **On-policy distillation** lets the student write and the teacher judge every token. Below is one answer of the student.
+# The number is how much more probable the token is under the student than under the teacher, in nats: above 0 the
+# teacher disapproves. The last column is what the teacher would have written there.
+
+# %%
+(rollout,) = annotate(
+    pair, pair.student, prompts["prompt"][:1], prompts["answer"][:1], max_new_tokens=80, temperature=1.0
+)
+print(f"{rollout.prompt}   right answer {rollout.answer}, reward {rollout.reward:.0f}")
+for token in rollout.tokens:
+    print(f"{token.text:10}{token.difference + 0.0:8.1f}     {token.proposal if token.differs else ''}")
+
+# %% [markdown]
+# Two loud disapprovals, at the first token and at the end. Now there are two things one can do with this table.
+#
+# - **Reverse KL** uses the middle column: write this less. But less of what, and instead more of what? The number does not
+#   say. ([03](03_two_kls.ipynb), [04](04_the_gradient_of_reverse_kl.ipynb), [06](06_when_reverse_kl_fails.ipynb))
+# - **TGPO**, teacher-guided policy optimization, uses the last column as well: at the place where *you* are, write
+#   *that*. ([08](08_tgpo.ipynb))
+#
+# ## Does it matter?
+#
+# Here are runs of a study that ships with this course: ten seeds of each method, the same prompts, the same number of
+# samples and updates, learning rates tuned with the same budget. GRPO learns from right and wrong answers alone
+# ([07](07_grpo.ipynb)); SFT copies responses that the teacher wrote by itself.
+#
+# **Predict.** Which lines leave the floor?
+
+# %%
+study = load_results("headline")
+steps = study.steps[study.steps["pair"] == "far"]
+shown = ["rkl", "grpo", "tgpo", "sft"]
+curves(steps, shown)
+
+# %%
+runs = study.runs[study.runs["pair"] == "far"].set_index("label")
+for label in shown:
+    after = runs.loc[label, "test_accuracy"]
+    print(f"{label:5} accuracy after the run: {after.mean():.2f}, from {after.min():.2f} to {after.max():.2f}")
+
+# %% [markdown]
+# FAR_TEXT
+#
+# ## And where the two are close?
+#
+# The same study on the pair *near*: its student begins with `<think>` about one time in four by itself.
+
+# %%
+curves(study.steps[study.steps["pair"] == "near"], shown)
+
+# %% [markdown]
+# NEAR_TEXT
+#
+# ## Once, live
+#
+# Twenty-five steps of TGPO and of reverse KL on *far*, from the same start, one seed. It takes some ten seconds each.
+
+
+# %%
+def short_run(method: str, learning_rate: float):
+    """A short training run."""
+    output = f"../runs/notebooks/00/{method}"
+    shutil.rmtree(output, ignore_errors=True)
+    config = TrainConfig.preset(
+        "tiny", method, student="far", steps=25, prompts_per_step=8, learning_rate=learning_rate, evaluation_prompts=64,
+        evaluation_temperature=1.0, measured_positions=256, gradient_terms_every=0, checkpoint_every=25, output=output,
+    )  # fmt: skip
+    return train(config, show_progress=False)
+
+
+live = {"reverse KL": short_run("rkl", 3e-4), "TGPO": short_run("tgpo", 6e-4)}
+
+# %% tags=["nbval-ignore-output"]
+plots.plot_runs(live, ["accuracy", "length", "agreement"])
+
+# %% tags=["nbval-ignore-output"]
+for name, run in live.items():
+    (after,) = annotate(
+        pair, run.student, prompts["prompt"][:1], prompts["answer"][:1], max_new_tokens=80, temperature=1.0
+    )
+    print(f"{name}: {after.prompt}{''.join(token.text for token in after.tokens)}")
+
+# %% [markdown]
+# The student of TGPO writes long responses now: it works sums out. That of reverse KL still answers at once.
+#
+# ## The doubt
+#
+# TGPO asks the teacher at places where the teacher would never have been. Is it right there? For this pair it is: that was
+# measured. There is another teacher, right on every sum from scratch, that is lost on the student's words. We ask it about
+# the same kind of answer.
+
+# %%
+fragile = load_pair("far-fragile")
+(rollout,) = annotate(
+    fragile, fragile.student, prompts["prompt"][:1], prompts["answer"][:1], max_new_tokens=80, temperature=1.0
+)
+for token in rollout.tokens:
+    print(f"{token.text:10}{token.difference + 0.0:8.1f}     {token.proposal if token.differs else ''}")
+
+# %% [markdown]
+# FRAGILE_TEXT ([09](09_is_the_teacher_right.ipynb))
+#
+# ## Recap
+#
+# | question | where |
+# |---|---|
+# | What are tokens, policies, log-probabilities? | [01](01_policies_and_tokens.ipynb) |
+# | Who are student and teacher, and how far apart? | [02](02_a_task_a_teacher_a_student.ipynb) |
+# | What does reverse KL do, and why "reverse"? | [03](03_two_kls.ipynb), [04](04_the_gradient_of_reverse_kl.ipynb) |
+# | How does on-policy distillation work, when does it fail? | [05](05_on_policy_distillation.ipynb), [06](06_when_reverse_kl_fails.ipynb) |
+# | What do rewards alone teach? | [07](07_grpo.ipynb) |
+# | How does TGPO work, and on what does it rest? | [08](08_tgpo.ipynb), [09](09_is_the_teacher_right.ipynb) |
+# | Is it really better, and how would one know? | [10](10_a_fair_comparison.ipynb) |
+# | What does the teacher say to *my* rollout? | [11](11_guidance_explorer.ipynb) |
+# | And with real models? | [12](12_to_a_real_pair.ipynb) |
+#
+# - A student can have a skill and never use it.
+# - A judgement of what was written does not say what to write instead; guidance does.
+# - Whether guidance helps hangs on whether the teacher is right where the student goes.
+#
+# **Next:** [01 · Policies and tokens](01_policies_and_tokens.ipynb)
