@@ -15,6 +15,7 @@ from tgpo_lab.exercises.checking import check_function
 FOLDER = Path(__file__).parent.parent / "notebooks"
 SOURCES = notebook_sources(FOLDER)
 COMMITTED = [*sorted(FOLDER.glob("*.ipynb")), *sorted((FOLDER / "solutions").glob("*.ipynb"))]
+CEILINGS = (1, 1, 2, 1, 1, 2, 2, 2, 3, 2, 2, 1, 1)  # minutes to run on two cores, by number
 LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -72,6 +73,20 @@ def test_head_and_end_are_complete(source):
         assert part in texts[0]
     assert "## Recap" in texts[-1]
     assert "**Next" in texts[-1] or source is SOURCES[-1]
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_stated_minutes_hold_and_stand_in_the_readme(source):
+    head = text_of(cells_of(learner_notebook(source), "markdown")[0]["source"])
+    to_run, to_work = re.search(r"\*\*Minutes\.\*\* (\d+) to run on two cores, (\d+) to work through", head).groups()
+    title = head.split("\n")[0].split(" · ")[1]
+    rows = (FOLDER.parent / "README.md").read_text(encoding="utf-8").split("\n")
+    (row,) = [row for row in rows if row.startswith(f"| {source.stem[:2]} |")]
+    assert f"[{title}](notebooks/{source.stem}.ipynb)" in row
+    assert f"| {to_run} | {to_work} |" in row
+    assert int(to_run) <= CEILINGS[int(source.stem[:2])]
+    measured = read(FOLDER.parent / "benchmarks" / "results" / "notebooks.json")["seconds"][source.stem]
+    assert measured <= 60 * int(to_run)
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
