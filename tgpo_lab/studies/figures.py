@@ -122,6 +122,7 @@ def ranking(runs: pd.DataFrame, column: str = "area", unit: str = "mean held-out
                 panel.plot(interval.mean, place, "o", color=color, markersize=5.5)
             panel.set_yticks(range(len(order)), order)
             panel.set(title=pair, xlabel=unit, xlim=(-0.03, 1.03))
+        _label_first(axes, "method")
     return figure
 
 
