@@ -89,9 +89,9 @@ class StudentHistory:
         return self._loaded[1]
 
     def guidance(self, step: int) -> tuple[TGPO, float]:
-        """TGPO with the run's gate and its weight w at ``step``; for a run of another method the tiny world's at step 0.
+        """TGPO with the run's gate, and its weight w at ``step``; of another method's run, the tiny world's at step 0.
 
-        After the last step the weight is that of the last step.
+        After the last logged step the weight is that of this step.
         """
         if self.config is None or not isinstance(self.config.method, TGPO):
             method = make_method("tgpo", tiny=True)
