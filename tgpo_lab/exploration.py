@@ -89,7 +89,7 @@ class Exploration:
             )
         require_room(pair, list(prompts), max_new_tokens)
         repeats = 1 if rollouts is not None or temperature == 0 else samples
-        self._given = rollouts
+        self._given = None if rollouts is None else _on_device(rollouts, pair.teacher.device)
         self._unique_prompts = list(prompts)
         self._prompts = [prompt for prompt in prompts for _ in range(repeats)]
         self._answers = [answer for answer in answers for _ in range(repeats)]
@@ -270,3 +270,8 @@ class Exploration:
         rewards = torch.tensor([found.reward or 0.0 for found in group])
         rewards[sample.row] = reward or 0.0
         return advantages_by_prompt(sample.view.rollouts, rewards)[sample.row : sample.row + 1]
+
+
+def _on_device(rollouts: Rollouts, device: torch.device) -> Rollouts:
+    moved = {name: getattr(rollouts, name).to(device) for name in ("responses", "mask", "finished")}
+    return replace(rollouts, **moved)

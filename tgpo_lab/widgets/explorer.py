@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import anywidget
@@ -15,15 +14,12 @@ from ..exploration import Exploration
 from ..explored_response import ExploredResponse
 from ..files import require_writable_folder, write_text
 from ..pairs import Pair
-from ..prompts import known_answers, load_prompts
-from ..rollouts import Rollouts
-from ..runs import CONFIG_FILE, RunResult
 from ..student_history import StudentHistory
 from .pages import fallback_page, module_source, standalone_page, style_source
 from .quantities import BY_NAME, scaled_quantities
 from .scene import build_scene
+from .sources import Source, answers_of, resolve_source
 
-Source = str | Sequence[str] | os.PathLike | RunResult | Rollouts | Mapping[str, str | os.PathLike | RunResult]
 DEFAULT_LIMIT, DEFAULT_TEMPERATURE = 80, 1.0
 
 
@@ -82,7 +78,7 @@ class GuidanceExplorer(anywidget.AnyWidget):
         Args:
             pair: brings teacher and tokenizer, and the student where no run is given.
             source: a prompt or several, :class:`~tgpo_lab.rollouts.Rollouts`, the folder of a run (or its result), or
-                label → folder for two runs side by side. A text that names no run's folder is a prompt.
+                label → folder for two runs side by side. A text that names no folder is a prompt.
             prompt: for runs: what to answer; by default the first held-out prompt of the run.
             answer: the right answer to each prompt (each row of rollouts); by default looked up in the data.
             samples: responses to each prompt, a group of GRPO; the same number of continuations for each branch.
@@ -95,13 +91,13 @@ class GuidanceExplorer(anywidget.AnyWidget):
         Raises:
             InputError: nothing to look at, no run there, a damaged checkpoint, impossible numbers.
         """
-        histories, prompts, rollouts = _resolve(pair, source)
+        histories, prompts, rollouts = resolve_source(pair, source)
         config = histories[0].config
         if prompt is not None:
             if prompts or rollouts is not None:
                 raise InputError("prompt= goes with the folder of a run; here the prompts are given already.")
             prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        known = _known(pair, histories[0])
+        known = answers_of(pair, histories[0])
         if not prompts and rollouts is None:
             if not known:
                 raise InputError(f"{histories[0].label} has no prompts of its own. Give prompt=…")
@@ -282,7 +278,7 @@ class GuidanceExplorer(anywidget.AnyWidget):
         elif content.get("kind") == "undo":
             self._guarded(self.undo_branch)
 
-    def _guarded(self, action) -> None:
+    def _guarded(self, action: Callable[[], object]) -> None:
         """Do it; what cannot be done is said on the page, where its traceback would not be seen."""
         self.message = ""
         try:
@@ -314,49 +310,6 @@ class GuidanceExplorer(anywidget.AnyWidget):
             can_sample=exploration.samples_anew,
             can_undo=bool(exploration.branches),
         )
-
-
-def _resolve(pair: Pair, source: Source) -> tuple[list[StudentHistory], list[str], Rollouts | None]:
-    """Students, prompts and rollouts that a source stands for."""
-    if not isinstance(pair, Pair):
-        raise InputError(f"The first argument must be a pair (see tgpo_lab.load_pair), but is {type(pair).__name__}.")
-    if isinstance(source, Rollouts):
-        return [StudentHistory.of_pair(pair)], [], source
-    if isinstance(source, Mapping):
-        if not 1 <= len(source) <= 2:
-            raise InputError(f"The explorer shows one run or two side by side, not {len(source)}.")
-        return [StudentHistory.of_run(_folder(run), label) for label, run in source.items()], [], None
-    if isinstance(source, (os.PathLike, RunResult)):
-        return [StudentHistory.of_run(_folder(source))], [], None
-    if isinstance(source, str):
-        if _is_run(source):
-            return [StudentHistory.of_run(source)], [], None
-        source = [source]
-    if isinstance(source, Sequence) and source and all(isinstance(prompt, str) for prompt in source):
-        return [StudentHistory.of_pair(pair)], list(source), None
-    raise InputError(
-        "There is nothing to look at: expected a prompt, a list of prompts, rollouts, the folder of a run, or "
-        f"label → folder for two runs, but got {type(source).__name__}."
-    )
-
-
-def _folder(run: str | os.PathLike | RunResult) -> Path:
-    return run.directory if isinstance(run, RunResult) else Path(run)
-
-
-def _is_run(text: str) -> bool:
-    try:
-        return (Path(text) / CONFIG_FILE).is_file()
-    except (OSError, ValueError):  # a prompt may be no possible path
-        return False
-
-
-def _known(pair: Pair, history: StudentHistory) -> dict[str, str]:
-    """Prompt → answer, of the run's data or of the pair's own; empty without any."""
-    config = history.config
-    if config is not None and config.dataset:
-        return known_answers(load_prompts(config.dataset, config.prompt_column, config.answer_column))
-    return known_answers(load_prompts(pair.prompts)) if pair.prompts is not None else {}
 
 
 def _single_token(pair: Pair, text: str) -> int:

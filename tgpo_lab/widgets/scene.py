@@ -62,11 +62,10 @@ def build_scene(
     }
 
 
-def response_label(response: ExploredResponse) -> str:
-    """What a response is called on the page: ``sample 1`` or ``branch 1``, counted from 1."""
-    if response.branch is not None:
-        return f"branch {response.name.partition(':b')[2]}"
-    return f"sample {response.row + 1}"
+def name_label(name: str) -> str:
+    """What a response is called on the page: ``0:0`` is sample 1, ``0:b1`` is branch 1."""
+    place = name.partition(":")[2]
+    return f"branch {place[1:]}" if place.startswith("b") else f"sample {int(place) + 1}"
 
 
 def rounded(values: Tensor) -> list:
@@ -105,7 +104,7 @@ def _entry(response: ExploredResponse, quantities: Sequence[Quantity], texts: di
         "name": response.name,
         "run": response.run,
         "step": response.step,
-        "label": response_label(response),
+        "label": name_label(response.name),
         "prompt": response.prompt,
         "answer": response.answer,
         "reward": response.reward,
@@ -117,6 +116,7 @@ def _entry(response: ExploredResponse, quantities: Sequence[Quantity], texts: di
         if branch is None
         else {
             "parent": branch.parent,
+            "parent_label": name_label(branch.parent),
             "position": branch.position,
             "token": branch.token,
             "right": branch.right_continuations,

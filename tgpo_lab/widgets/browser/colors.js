@@ -7,15 +7,15 @@ function numeric(value) {
   return value === null || value === undefined ? NaN : Number(value);
 }
 
-/** Two decimals, or as many digits as a small number needs, with a true minus sign. */
+/** Two decimals; two significant digits of a small number; a true minus sign. */
 function formatNumber(value, digits = 2) {
   if (Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   const size = Math.abs(value);
-  let text = value.toFixed(digits);
-  if (size > 0 && size < 0.1 && digits < 3) text = Number(value.toPrecision(2)).toString();
-  if (size >= 100) text = value.toFixed(0);
-  return text.replace("-", "−");
+  let text = value.toFixed(size >= 100 ? 0 : digits);
+  if (size > 0 && size < 0.001) text = value.toExponential(1);
+  else if (size > 0 && size < 0.1) text = Number(value.toPrecision(2)).toString();
+  return text.replaceAll("-", "−");
 }
 
 /** A probability from its logarithm: 0.93, or 2e−6 where decimals would show nothing. */

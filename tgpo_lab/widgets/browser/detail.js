@@ -4,6 +4,7 @@ function detailPanel(ctx) {
   const body = make("div", { class: "detail-body" });
   const element = make("aside", { class: "detail", role: "region", "aria-label": "Detail of one token" }, body);
   let shown = "";
+  let ownScales = false;
 
   function clear() {
     shown = "";
@@ -14,14 +15,18 @@ function detailPanel(ctx) {
   }
 
   function show(response, position, locked) {
-    const key = `${response.name}/${response.step}/${position}/${locked}`;
+    const key = `${response.name}/${response.step}/${position}/${locked}/${ownScales}`;
     if (key === shown) return;
     shown = key;
     body.replaceChildren(
       heading(ctx, response, position, locked),
       numbers(response, position),
       topLists(ctx, response, position),
-      updateBars(ctx, response, position),
+      updateBars(ctx, response, position, ownScales, (own) => {
+        ownScales = own;
+        show(response, position, locked);
+        body.querySelector(".own-scales input").focus();
+      }),
     );
   }
 
@@ -114,16 +119,20 @@ function topLists(ctx, response, position) {
   return box;
 }
 
-/** Bars to both sides of 0. Each method has its own scale, because w makes guidance small beside a log-ratio. */
-function updateBars(ctx, response, position) {
+/** Bars to both sides of 0, on one scale, or each method on its own: guidance is small beside an advantage. */
+function updateBars(ctx, response, position, ownScales, onScales) {
   const tokens = response.compared[position];
   const updates = response.updates[position].map((values) => values.map(numeric));
-  const table = make("table", { class: "updates" });
-  table.append(make("caption", { text: "What one step would add to the logits (each method on its own scale; before the division by the tokens of a batch)" }));
+  const choice = make("input", { type: "checkbox" });
+  choice.checked = ownScales;
+  choice.addEventListener("change", () => onScales(choice.checked));
+  const title = make("div", { class: "updates-title" }, make("span", { text: "What one step would add to the logits, before the division by the tokens of a batch" }), make("label", { class: "own-scales" }, choice, " each method on its own scale"));
+  const table = make("table", { class: "updates", "aria-label": "Logit updates of one step" });
   const head = make("tr", {}, make("th", { scope: "col", text: "token" }));
-  const full = updates.map((values) => Math.max(...values.map((value) => (Number.isFinite(value) ? Math.abs(value) : 0))));
+  const largest = updates.map((values) => Math.max(...values.map((value) => (Number.isFinite(value) ? Math.abs(value) : 0))));
+  const full = ownScales ? largest : largest.map(() => Math.max(...largest));
   ctx.scene.methods.forEach(([, label], method) => {
-    head.append(make("th", { scope: "col" }, label, make("span", { class: "unit", text: full[method] ? `bar ±${formatNumber(full[method])}` : "no update" })));
+    head.append(make("th", { scope: "col" }, label, make("span", { class: "unit", text: largest[method] ? `scale ±${formatNumber(full[method])}` : "no update" })));
   });
   table.append(make("thead", {}, head));
   const rows = make("tbody");
@@ -142,10 +151,10 @@ function updateBars(ctx, response, position) {
     rows.append(row);
   });
   table.append(rows);
-  return make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Logit updates" }, table);
+  return make("div", {}, title, make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "Logit updates" }, table));
 }
 
 function formatUpdate(value) {
-  if (Math.abs(value) < 5e-5) return "0";
+  if (value === 0) return "0";
   return (value > 0 ? "+" : "") + formatNumber(value);
 }

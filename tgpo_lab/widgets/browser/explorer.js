@@ -19,6 +19,7 @@ function render({ model, el }) {
   let pointed = null; // {name, position}
   let theme = "light";
   let awaitedBranch = false;
+  let drawing = false;
 
   const ctx = {
     id,
@@ -124,7 +125,7 @@ function render({ model, el }) {
         model.set("opened", [name]);
         model.set("view", "tokens");
         model.save_changes();
-        cards[0]?.focus(0);
+        queueMicrotask(() => cards[0]?.focus(0));
       },
       (text, aloud) => {
         status.textContent = text;
@@ -151,6 +152,16 @@ function render({ model, el }) {
     }
   }
 
+  /** Draw once, however many values have changed together. */
+  function drawSoon() {
+    if (drawing) return;
+    drawing = true;
+    queueMicrotask(() => {
+      drawing = false;
+      draw();
+    });
+  }
+
   function drawTheme() {
     const found = hostTheme(root.parentElement ?? document.body);
     if (found === root.dataset.theme) return;
@@ -169,11 +180,11 @@ function render({ model, el }) {
   const listeners = {
     "change:scene": () => {
       root.classList.remove("busy");
-      draw();
+      drawSoon();
     },
-    "change:opened": draw,
-    "change:view": draw,
-    "change:sort": draw,
+    "change:opened": drawSoon,
+    "change:view": drawSoon,
+    "change:sort": drawSoon,
     "change:step": () => bar.update(),
     "change:quantity": () => {
       bar.update();

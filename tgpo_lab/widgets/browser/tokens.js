@@ -193,9 +193,8 @@ function facts(ctx, response) {
   line.append(` · ${response.tokens.length} tokens, ${response.finished ? "ended by itself" : "cut at the limit"}`);
   line.append(` · student of step ${response.step}`);
   if (response.branch) {
-    const { parent, position, token, right, continuations } = response.branch;
-    const from = ctx.scene.responses.find((other) => other.name === parent);
-    line.append(` · leaves ${from ? from.label : parent} at token ${position + 1} with `, make("code", { text: ctx.text(token) }));
+    const { parent_label: parent, position, token, right, continuations } = response.branch;
+    line.append(` · leaves ${parent} at token ${position + 1} with `, make("code", { text: ctx.text(token) }));
     if (right !== null) line.append(make("strong", { text: ` · ${right} of ${continuations} continuations right` }));
   }
   return line;
