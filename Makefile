@@ -19,10 +19,10 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lab lint format bench bench-trl clean distclean
+.PHONY: help setup demo test test-browser lab lint format bench bench-trl clean distclean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv and install everything (options: PYTHON=python3.12, TORCH_INDEX=URL)
 
@@ -43,6 +43,11 @@ demo: $(STAMP) ## Run the demo and write its report (options: ARGS="--steps 12")
 
 test: $(STAMP) ## Run the tests (options: ARGS="-k name")
 	$(VENV_PYTHON) -m pytest -n 2 --dist loadscope $(ARGS)
+
+test-browser: $(STAMP) ## Run the tests in JupyterLab and a headless Chromium, which this installs
+	$(INSTALL) -e '.[dev,browser]'
+	sh tests/browser/need_chromium.sh
+	$(VENV_PYTHON) -m pytest tests/browser $(ARGS)
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 # JupyterLab would otherwise ask the network for news, updates and extensions.

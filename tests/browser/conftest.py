@@ -25,7 +25,7 @@ SHOTS = ROOT / "runs" / "browser"
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
-PATIENCE = 120  # seconds; the machine may be busy
+PATIENCE = 60  # seconds; the machine may be busy
 expect.set_options(timeout=1000 * PATIENCE)
 
 SETUP = """
@@ -127,6 +127,10 @@ def lab(folder, tmp_path_factory) -> Iterator[str]:
     environment = os.environ | {name: str(home / name.lower()) for name in folders}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    # Otherwise a question about news covers a corner of the page.
+    settings = home / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
+    settings.mkdir(parents=True)
+    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
         "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=",

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, expect
 
-from .conftest import Visit, watched
+from .conftest import SHOTS, Visit, watched
 
 
 def explorer(visit: Visit, number: int = 0) -> Locator:
@@ -93,10 +93,10 @@ def test_the_keyboard_does_it_all_and_leaves_the_notebook_alone(visit):
 def test_the_quantity_recolours(visit):
     widget = explorer(visit)
     before = token(widget, 0).locator(".written").get_attribute("class")
-    widget.get_by_label("Colour").select_option("student_entropy")
+    widget.get_by_role("combobox", name="Colour", exact=True).select_option("student_entropy")
     expect(token(widget, 0).locator(".written")).not_to_have_class(before)
     expect(widget.locator(".legend")).to_contain_text("undecided")
-    widget.get_by_label("Colour").select_option("token_reward")
+    widget.get_by_role("combobox", name="Colour", exact=True).select_option("token_reward")
     expect(token(widget, 0).locator(".written")).to_have_class(before)
 
 
@@ -123,18 +123,18 @@ def test_any_other_token_can_be_taken_and_undone(visit):
     expect(widget.locator(".card")).to_have_count(2)
     card(widget, 1).get_by_role("button", name=re.compile("Close")).click()
     expect(widget.locator(".card")).to_have_count(1)
-    card(widget).get_by_label("Response in this card").select_option("0:b1")
+    card(widget).get_by_role("combobox", name="Response in this card", exact=True).select_option("0:b1")
     expect(card(widget).locator(".badge")).to_have_text("reward 1")
 
 
 def test_many_responses_can_be_sorted_and_one_opened(visit):
     widget = explorer(visit)
-    widget.get_by_label("View").select_option("heatmap")
+    widget.get_by_role("combobox", name="View", exact=True).select_option("heatmap")
     rows = widget.locator(".heatmap-row")
     expect(rows).to_have_count(9)  # eight samples and the branch
-    widget.get_by_label("Sort").select_option("length")
+    widget.get_by_role("combobox", name="Sort", exact=True).select_option("length")
     expect(rows.first).to_have_attribute("data-response", "0:b1")
-    widget.get_by_label("Sort").select_option("reward")
+    widget.get_by_role("combobox", name="Sort", exact=True).select_option("reward")
     expect(rows.first).to_have_attribute("data-response", "0:b1")
     visit.shot("lab-light-heatmap")
     rows.first.focus()
@@ -143,7 +143,7 @@ def test_many_responses_can_be_sorted_and_one_opened(visit):
     opened = rows.nth(1).get_attribute("data-response")
     visit.page.keyboard.press("Enter")
     expect(card(widget)).to_have_attribute("data-response", opened)
-    card(widget).get_by_label("Response in this card").select_option("0:0")
+    card(widget).get_by_role("combobox", name="Response in this card", exact=True).select_option("0:0")
     expect(card(widget)).to_have_attribute("data-response", "0:0")
 
 
@@ -184,8 +184,8 @@ def test_model_text_is_shown_and_never_interpreted(visit):
 def test_the_hosts_theme_is_followed_at_once(visit, theme):
     page = visit.page
     page.get_by_role("menuitem", name="Settings", exact=True).click()
-    page.get_by_role("menuitem", name="Theme", exact=True).hover()
-    page.get_by_role("menuitem", name=f"JupyterLab {theme}", exact=True).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Theme$")).click()
+    page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^JupyterLab {theme}$")).click()
     widget = explorer(visit)
     expect(widget).to_have_attribute("data-theme", theme.lower())
     token(widget, 0).hover()
@@ -195,6 +195,15 @@ def test_the_hosts_theme_is_followed_at_once(visit, theme):
     colors = widget.evaluate("e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).color]")
     bright = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors]
     assert (bright[0] < bright[1]) == (theme == "Dark")
+
+
+def test_panels_are_shown(visit):
+    for number in range(3, 6):
+        cell = visit.page.locator(".jp-CodeCell").nth(number)
+        cell.scroll_into_view_if_needed()
+        expect(cell.locator("img")).to_be_visible()
+        expect(cell.locator(".widget-slider, .widget-select, .widget-inline-hbox").first).to_be_visible()
+        cell.screenshot(path=SHOTS / f"panel-{number - 2}.png")
 
 
 def test_python_reads_what_was_done_on_the_page(visit, folder):
@@ -226,7 +235,7 @@ def test_the_saved_file_works_alone_and_offline(visit, browser, folder, scheme, 
     alone.shot(f"saved-{scheme}-{width}", full_page=True)
     scrolls = alone.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
     assert not scrolls, "the page is wider than the screen"
-    widget.get_by_label("View").select_option("heatmap")
+    widget.get_by_role("combobox", name="View", exact=True).select_option("heatmap")
     expect(widget.locator(".heatmap-row")).to_have_count(9)
     alone.shot(f"saved-{scheme}-{width}-heatmap", full_page=True)
     assert alone.errors == [] and alone.strangers == []

@@ -87,7 +87,9 @@ function controlBar(ctx, model) {
   return { element, update, stop };
 }
 
+/** A control with its name before it; the name alone, where the label's text would include the choices. */
 function labelled(text, control) {
+  control.setAttribute("aria-label", text);
   return make("label", {}, make("span", { text }), control);
 }
 

@@ -80,7 +80,7 @@ function numbers(response, position) {
     ["advantage", formatNumber(numeric(response.advantage))],
     ["w", formatNumber(numeric(response.guidance_weight))],
   ];
-  return make("dl", { class: "numbers" }, ...rows.map(([name, text]) => make("div", {}, make("dt", { text: name }), make("dd", { text }))));
+  return make("p", { class: "numbers" }, ...rows.map(([name, text]) => make("span", {}, make("span", { class: "quiet", text: name }), ` ${text}`)));
 }
 
 function topLists(ctx, response, position) {
