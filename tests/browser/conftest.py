@@ -167,9 +167,17 @@ def visit(browser, lab) -> Iterator[Visit]:
     page = visit.page
     page.goto(f"{lab}/lab/tree/explore.ipynb?reset")
     page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
-    page.get_by_role("menuitem", name="Run", exact=True).click()
-    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
-    last = page.locator(".jp-CodeCell").last
-    expect(last.locator(".jp-OutputPrompt, .jp-InputPrompt").first).to_contain_text(f"[{3 + len(PANELS) + 1}]")
+    first, last = (getattr(page.locator(".jp-CodeCell"), end).locator(".jp-InputPrompt") for end in ("first", "last"))
+    try:
+        for _ in range(5):
+            # What is asked for in the moment in which the kernel connects can be lost.
+            page.get_by_role("menuitem", name="Run", exact=True).click()
+            page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+            page.wait_for_timeout(4000)
+            if first.inner_text().strip() != "[ ]:":
+                break
+        expect(last).to_contain_text(f"[{3 + len(PANELS) + 1}]", timeout=4000 * PATIENCE)
+    finally:
+        visit.shot("lab-all-cells-run")
     yield visit
     context.close()
