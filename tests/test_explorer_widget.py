@@ -340,7 +340,7 @@ def test_the_fallback_shows_tokens_colours_legend_and_proposals(explorer):
     assert all(texts[str(token)] in shown for token in found["tokens"])
     assert texts[str(found["best"][position])] in shown
     differing = sum(w != b for w, b in zip(found["tokens"], found["best"], strict=True))
-    assert sum(tag == "rt" for tag, _ in page.elements) == differing
+    assert sum(tag == "sup" for tag, _ in page.elements) == differing
     quantity = next(q for q in scaled_quantities([explorer.response().view]) if q.name == "token_reward")
     value = found["columns"]["token_reward"][position]
     assert f"background-color:{cell_colors(place_on_scale(quantity, value))[0]}" in bundle["text/html"]

@@ -20,6 +20,9 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
+from tgpo_lab.pairs import load_pair
+from tgpo_lab.widgets import GuidanceExplorer
+
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "runs" / "browser"
 CHROMIUM = os.environ.get("CHROMIUM") or next(
@@ -112,6 +115,14 @@ def folder(tmp_path_factory) -> Path:
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "explore.ipynb")
+
+    # A saved notebook without widget state, as GitHub or a new JupyterLab gets it.
+    explorer = GuidanceExplorer(load_pair("far"), "91+47+11=", samples=2)
+    explorer.take_token(0)
+    data, _ = explorer._repr_mimebundle_()
+    saved = nbformat.v4.new_code_cell("explorer", execution_count=1)
+    saved.outputs = [nbformat.v4.new_output("execute_result", data=data, execution_count=1)]
+    nbformat.write(nbformat.v4.new_notebook(cells=[saved], metadata=notebook.metadata), folder / "saved.ipynb")
     return folder
 
 

@@ -242,6 +242,21 @@ def test_the_saved_file_works_alone_and_offline(visit, browser, folder, scheme, 
     context.close()
 
 
+def test_a_saved_notebook_shows_the_static_table(browser, lab):
+    """Before its kernel has run anything, and untrusted, so that JupyterLab cleans the HTML."""
+    context = browser.new_context(viewport={"width": 1000, "height": 700})
+    fresh = watched(context)
+    fresh.page.goto(f"{lab}/lab/tree/saved.ipynb?reset")
+    output = fresh.page.locator(".jp-OutputArea-output")
+    expect(output).to_contain_text("2 of 2 continuations right")
+    expect(output.locator("sup").first).to_have_text("<think>")
+    token = output.locator("span[title]").first
+    assert token.evaluate("e => getComputedStyle(e).backgroundColor") != "rgba(0, 0, 0, 0)"
+    fresh.shot("lab-saved-notebook")
+    assert fresh.strangers == []
+    context.close()
+
+
 def test_nothing_was_asked_beyond_the_loopback_and_nothing_failed(visit):
     assert visit.strangers == []
     assert visit.errors == []

@@ -78,6 +78,7 @@ def kl_figure(table: pd.DataFrame) -> Figure:
     for axes in (left, right):
         axes.set_xticks(list(places), table.index)
         axes.grid(axis="x", visible=False)
+        axes.set_axisbelow(True)
         axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -99,7 +100,7 @@ def kl_panel(
 
     def sliders(who: str, weights: Sequence[float]) -> list[ipywidgets.Widget]:
         return [
-            slider(f"{who} {n}", weight, -4, 0, 0.02, decades=True, width=250) for n, weight in enumerate(weights, 1)
+            slider(f"{who} {n}", weight, -4, 0, 0.02, decades=True, width=220) for n, weight in enumerate(weights, 1)
         ]
 
     ours, theirs = sliders("student", student), sliders("teacher", teacher)

@@ -58,7 +58,8 @@ def standalone_page(title: str, state: Mapping[str, object], scenes: Mapping[int
 def fallback_page(scene: Mapping[str, object], quantity: str, opened: list[str]) -> str:
     """HTML without script: tokens, colours, legend and proposals of the open responses; the same input, the same text.
 
-    Colours stand in each element, because many hosts drop style sheets.
+    Colours stand in each element, because many hosts drop style sheets. Proposals are superscripts: JupyterLab drops
+    the elements of ruby text from a notebook that is not trusted.
     """
     by_name = {response["name"]: response for response in scene["responses"]}
     found = next(Quantity(**q) for q in scene["quantities"] if q["name"] == quantity)

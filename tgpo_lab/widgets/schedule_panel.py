@@ -10,6 +10,7 @@ import ipywidgets
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import InputError
 from ..metrics import metrics_frame, read_rows
@@ -58,7 +59,7 @@ def schedule_figure(table: pd.DataFrame, step: int | None = None) -> Figure:
     for column, line, label in zip(weights, ("-", "--"), ("of the run", "other schedule"), strict=False):
         top.plot(table["step"], table[column], line, color="#8172b3", label=label, linewidth=1.8)
     top.set_ylabel("weight w")
-    top.set_ylim(bottom=0)
+    top.set_ylim(0, 1.08 * max(1e-9, table[weights].max().max()))
     if len(weights) > 1:
         top.legend(frameon=False, fontsize=9)
     for column, line, color, marker in (("reward", "-", "#4c72b0", "o"), ("agreement", "--", "#dd8452", "s")):
@@ -68,6 +69,7 @@ def schedule_figure(table: pd.DataFrame, step: int | None = None) -> Figure:
         )
     bottom.set_ylim(-0.03, 1.03)
     bottom.set_ylabel("0 to 1")
+    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
     bottom.set_xlabel("step (batches learned from)")
     bottom.legend(frameon=False, fontsize=9)
     if step is not None:

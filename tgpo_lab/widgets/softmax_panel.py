@@ -93,6 +93,7 @@ def softmax_figure(table: pd.DataFrame) -> Figure:
     axes[0].legend(frameon=False, fontsize=8, loc="lower right")
     axes[0].set_yticks(list(places), table.index)
     axes[0].invert_yaxis()
+    axes[0].set_axisbelow(True)
     largest = max(1e-9, float(table[list(UPDATE_METHODS)].abs().to_numpy().max()))
     for panel, name, color, hatch in zip(axes[1:], UPDATE_METHODS, COLORS, HATCHES, strict=True):
         panel.barh(list(places), table[name], 0.7, color=color, hatch=hatch)
@@ -102,6 +103,7 @@ def softmax_figure(table: pd.DataFrame) -> Figure:
         panel.locator_params(axis="x", nbins=3)
         panel.set_xlabel("added to the logit")
         panel.grid(axis="y", visible=False)
+        panel.set_axisbelow(True)
     return figure
 
 
@@ -110,7 +112,7 @@ def softmax_panel(*, dark: bool = False) -> Panel:
 
     All updates have one scale. Look for what RKL and exact RKL do as that probability goes to 0, and what TGPO does.
     """
-    probability = slider("probability of the teacher’s token", 1e-3, -6, math.log10(0.9), 0.05, decades=True)
+    probability = slider("probability of the teacher’s token", 1e-3, -6, math.log10(0.9), 0.05, decades=True, width=460)
     temperature = slider("temperature", 1.0, 0.25, 4, 0.05)
     weight = slider("w", 0.02, 0, 1, 0.01)
     advantage = slider("advantage", 0.0, -2.5, 2.5, 0.1)

@@ -26,7 +26,7 @@ function heatmapView(ctx, sort, onOpen, onStatus) {
     row.addEventListener("focus", () => onStatus(rowLabel(ctx, response), true));
     canvas.addEventListener("pointermove", (event) => {
       const box = canvas.getBoundingClientRect();
-      const position = Math.floor(((event.clientX - box.left) / box.width) * longest);
+      const position = Math.floor(((event.clientX - box.left) / box.width) * response.tokens.length);
       if (position >= 0 && position < response.tokens.length) onStatus(`${rowTitle(ctx, response)}. ${spokenToken(ctx, response, position)}`, false);
     });
     list.append(row);
@@ -50,9 +50,9 @@ function heatmapView(ctx, sort, onOpen, onStatus) {
   function paint(palette) {
     const quantity = ctx.quantity();
     const width = Math.max(longest * 2, (rows[0]?.canvas.parentElement.clientWidth ?? 600) - labelWidth(rows[0]));
+    const cell = Math.min(width / longest, 16); // pixels of a token
     for (const { canvas, response } of rows) {
-      const cell = Math.min(width / longest, 16);
-      canvas.width = Math.max(1, Math.round(cell * longest));
+      canvas.width = Math.max(1, Math.round(cell * response.tokens.length));
       canvas.style.width = `${canvas.width}px`;
       const pen = canvas.getContext("2d");
       pen.clearRect(0, 0, canvas.width, ROW_HEIGHT);
@@ -64,8 +64,7 @@ function heatmapView(ctx, sort, onOpen, onStatus) {
         pen.fillRect(left, 0, Math.max(1, Math.round((position + 1) * cell) - left - (cell > 5 ? 1 : 0)), ROW_HEIGHT);
       });
     }
-    const last = element.querySelector(".axis-line");
-    if (last && rows[0]) last.style.width = rows[0].canvas.style.width;
+    element.querySelector(".axis-line").style.width = `${Math.round(cell * longest)}px`;
   }
 
   return { element, paint };
