@@ -112,6 +112,17 @@ def test_the_teachers_token_starts_a_branch(pair, exploration):
     assert branch.view.advantages.tolist() == pytest.approx([group_advantages(rewards, 6)[parent.row].item()])
 
 
+def test_a_branch_is_compared_in_its_parents_place(pair, exploration):
+    """A right response that is ended at once is wrong: its advantage is that of the group with one right less."""
+    parent = next(r for r in exploration.responses(0) if r.reward == 1 and r.length > 1)
+    branch = exploration.take_token(parent.name, 0, pair.end_tokens[0])
+    rewards = torch.tensor([r.reward for r in exploration.responses(0)])
+    rewards[parent.row] = 0.0
+    assert branch.reward == 0
+    assert branch.view.advantages.tolist() == pytest.approx([group_advantages(rewards, 6)[parent.row].item()])
+    assert branch.view.advantages[0] != parent.view.advantages[parent.row]
+
+
 def test_a_branch_off_a_branch_and_undoing_both(exploration):
     parent, position = first_difference(exploration)
     first = exploration.take_token(parent.name, position)
