@@ -25,10 +25,10 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-class lab class lint format bench bench-trl wheelhouse clean distclean
+.PHONY: help setup demo test test-browser test-class lab class lint format bench bench-trl wheelhouse clean distclean
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv and install everything (options: PYTHON=python3.12, TORCH_INDEX=URL, WHEELHOUSE=DIR)
 
@@ -53,6 +53,11 @@ test: $(STAMP) ## Run the tests and the notebooks (options: ARGS="-k name")
 test-class: $(STAMP) ## Install nbgrader and take a class through it
 	$(INSTALL) -e '.[class]'
 	$(VENV_PYTHON) -m pytest tests/test_class_route.py $(ARGS)
+
+test-browser: $(STAMP) ## Run the tests in JupyterLab and a headless Chromium, which this installs
+	$(INSTALL) -e '.[dev,browser]'
+	sh tests/browser/need_chromium.sh
+	$(VENV_PYTHON) -m pytest tests/browser $(ARGS)
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
 # JupyterLab would otherwise ask the network for news, updates and extensions.

@@ -64,6 +64,12 @@ def training_and_held_out(splits: DatasetDict, count: int, source: str | Path) -
     return rows.select(range(len(rows) - count)), rows.select(range(len(rows) - count, len(rows)))
 
 
+def known_answers(splits: DatasetDict) -> dict[str, str]:
+    """Prompt → right answer over all splits, held-out prompts first."""
+    order = sorted(splits, key=lambda name: ({"test": 0, "validation": 1}.get(name, 2), name))
+    return {row["prompt"]: row["answer"] for name in order for row in splits[name]}
+
+
 def _read_jsonl(file: Path, columns: tuple[str, str]) -> Dataset:
     rows = []
     number = 1

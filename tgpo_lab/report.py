@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-import seaborn as sns
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .comparison import UNITS, caption, summary_table, table_texts
@@ -26,6 +25,7 @@ from .plots import DEFAULT_COLUMNS, measured_points, plot_runs
 from .provenance import provenance
 from .runs import CONFIG_FILE, RunResult
 from .sample_rollouts import AnnotatedRollout
+from .token_colors import cell_colors
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 FIGURE_DOTS_PER_INCH = 160  # sharp on screens with two dots for each pixel
@@ -119,20 +119,9 @@ def write_report(
 
 
 def token_style(difference: float) -> str:
-    """CSS of a token by its d_t: purple (below 0) over white to orange (above 0), with readable text.
-
-    The text is black or white, whichever has the larger contrast by the relative luminance of WCAG 2.
-    """
-    place = 0.5 + 0.42 * max(-1.0, min(1.0, difference / FULL_COLOR))
-    # The outermost colours of the map are too dark to be told apart.
-    red, green, blue = sns.color_palette("PuOr_r", as_cmap=True)(place)[:3]
-
-    def linear(channel: float) -> float:
-        return channel / 12.92 if channel <= 0.04045 else ((channel + 0.055) / 1.055) ** 2.4
-
-    luminance = 0.2126 * linear(red) + 0.7152 * linear(green) + 0.0722 * linear(blue)
-    text = "#000" if (luminance + 0.05) / 0.05 >= 1.05 / (luminance + 0.05) else "#fff"
-    return "background:#" + "".join(f"{round(255 * c):02x}" for c in (red, green, blue)) + f";color:{text}"
+    """CSS of a token by its d_t: purple (below 0) over white to orange (above 0), with readable text."""
+    background, text = cell_colors(difference / FULL_COLOR)
+    return f"background:{background};color:{text}"
 
 
 def _figures(frames: Mapping[str, pd.DataFrame]) -> list[FigureEntry]:

@@ -6,21 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from .errors import InputError
-from .losses import token_logprobs
-from .micro_batches import split_rows
+from .guidance_view import view_guidance
 from .pairs import Pair
-from .policy import project_to_vocabulary, response_hidden_states
 from .randomness import generator_for
 from .rewards import reward_function, score
-from .rollouts import Rollouts
 from .sampling import sample_responses
-from .teacher import ask_teacher
-
-VISIBLE = {" ": "␣", "\n": "↵", "\t": "⇥"}
+from .token_text import visible_text
 
 
 @dataclass(frozen=True)
@@ -109,14 +103,13 @@ def annotate(
         generator=generator_for(seed, "annotated rollouts"),
         vocabulary_size=pair.vocabulary_size,
     )
-    teacher = ask_teacher(
-        pair.teacher, rollouts, vocabulary_size=pair.vocabulary_size, micro_batch_tokens=micro_batch_tokens
+    view = view_guidance(
+        pair, rollouts, model=model, temperature=temperature, top_k=1, micro_batch_tokens=micro_batch_tokens
     )
-    student_logprobs = _logprobs(model, rollouts, temperature or 1.0, pair.vocabulary_size, micro_batch_tokens)
     rewards = score(rollouts, list(answers), judge, pair.tokenizer)
     annotated = []
     for row, length in enumerate(rollouts.lengths.tolist()):
-        columns = (rollouts.responses, teacher.tokens, student_logprobs, teacher.logprobs)
+        columns = (rollouts.responses, view.teacher_best, view.student_logprobs, view.teacher_logprobs)
         written, proposed, student, theirs = (values[row, :length].tolist() for values in columns)
         tokens = [
             AnnotatedToken(
@@ -134,30 +127,3 @@ def annotate(
             )
         )
     return annotated
-
-
-def _logprobs(
-    model: PreTrainedModel, rollouts: Rollouts, temperature: float, vocabulary_size: int, micro_batch_tokens: int
-) -> Tensor:
-    """(B, T) log πθ of the response tokens, zero at padding."""
-    logprobs = torch.zeros(rollouts.mask.shape, device=rollouts.responses.device)
-    for rows in split_rows(rollouts, micro_batch_tokens):
-        part = rollouts.rows(rows)
-        row, step = part.mask.nonzero(as_tuple=True)
-        logits = project_to_vocabulary(model, response_hidden_states(model, part), vocabulary_size)  # (N, V)
-        logprobs[rows[row], step] = token_logprobs(logits / temperature, part.responses[row, step])
-    return logprobs
-
-
-def visible_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    """Text of one token: spaces as ␣, newlines as ↵, tabs as ⇥, other invisible characters as \\u and their code.
-
-    A token that is only a part of a character, or has no text, is shown as it stands in the vocabulary.
-    """
-    raw = str(tokenizer.convert_ids_to_tokens(token))
-    text = tokenizer.decode([token])
-    if raw.startswith("▁"):  # SentencePiece drops the space of a token that stands alone
-        text = raw.replace("▁", " ")
-    if not text or "\ufffd" in text:
-        text = raw
-    return "".join(VISIBLE.get(c, c if c.isprintable() else f"\\u{ord(c):04x}") for c in text)
