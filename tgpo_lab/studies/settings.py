@@ -18,7 +18,7 @@ SETTINGS: dict[str, object] = {
     "gradient_terms_every": 0,
     "checkpoint_every": STEPS,
 }
-MAIN_METHODS = ("rkl", "grpo", "kdrl", "luffy", "sft", "tgpo")
+MAIN_METHODS = ("rkl", "grpo", "kdrl", "luffy", "sft", "tgpo", "tgpo-trust-horizon")
 """Those that figures show where there is no room for all."""
 TUNING_SEEDS, SEEDS, FEW_SEEDS = (1000, 1001), tuple(range(10)), tuple(range(5))
 
