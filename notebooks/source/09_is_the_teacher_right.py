@@ -214,7 +214,7 @@ figure, axes = plt.subplots(figsize=(5.5, 3.4))
 for (name, frame), marker in zip(premise.items(), ("o", "^"), strict=True):
     points = frame.groupby("depth")[["teacher_confidence", "teacher_right"]].mean()
     axes.scatter(points["teacher_confidence"], points["teacher_right"], s=60, marker=marker, label=f"teacher of {name}")
-    for depth in (0, 6, 7) if name == "far" else (1, 7):
+    for depth in (0, 6, 7) if name == "far" else (7,):
         spot = (points.loc[depth, "teacher_confidence"], points.loc[depth, "teacher_right"])
         axes.annotate(f"depth {depth}", spot, (0, -15 if name == "far" and depth != 7 else 9), textcoords="offset points",
                       ha="center", fontsize=9)  # fmt: skip
