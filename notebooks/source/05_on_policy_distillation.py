@@ -5,7 +5,7 @@
 # three places where such a loop goes wrong without a word: the detached advantage, the normaliser, and the second
 # update from one batch.
 #
-# **Minutes.** 1 to run on two cores, 40 to work through.
+# **Minutes.** 2 to run on two cores, 40 to work through.
 #
 # **Prerequisites.** [01](01_policies_and_tokens.ipynb) for tokens and masks,
 # [04](04_the_gradient_of_reverse_kl.ipynb) for the gradient that is used here.

@@ -4,7 +4,7 @@
 # **Goal.** See, token by token, what reverse-KL distillation says to a student that is far from its teacher; why that
 # does not bring it there; and what happens when one trains all the same.
 #
-# **Minutes.** 1 to run on two cores, 45 to work through.
+# **Minutes.** 2 to run on two cores, 45 to work through.
 #
 # **Prerequisites.** [05](05_on_policy_distillation.ipynb) for the loop and its advantage,
 # [04](04_the_gradient_of_reverse_kl.ipynb) for the score function.
