@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.methods import method_entries
@@ -386,11 +386,12 @@ def test_tokenizers_with_other_ids_for_the_same_tokens(refused_training, random_
     refused_training(teacher=broken, student=random_pair.student, names=names)
 
 
-def test_tokenizers_of_different_size(refused_training, random_pair, broken):
-    tokenizer = AutoTokenizer.from_pretrained(broken)
-    tokenizer.add_tokens(["<extra>"])
-    tokenizer.save_pretrained(broken)
-    names = (str(random_pair.student), "2048", str(broken), "2049", "'<extra>'")
+def test_a_tokenizer_with_a_token_between_those_of_the_other(refused_training, random_pair, broken):
+    def remove(value):
+        value["model"]["vocab"].pop("8")
+
+    edit_json(broken / "tokenizer.json", remove)
+    names = (str(random_pair.student), str(broken), "tokenizers differ", "1 ordinary", "'8'")
     refused_training(teacher=broken, student=random_pair.student, names=names)
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
+from .prompt_format import PromptFormat
 from .rewards import reward_function
 from .schedules import Schedule, parse_schedule
 
@@ -29,13 +30,28 @@ class TrainConfig:
 
     # Prompts and reward
     dataset: str | None = None
-    """Folder with train.jsonl, a .jsonl file, or a dataset on the hub; left out, the pair's own prompts."""
+    """Folder with train.jsonl or train.parquet, such a file, or a dataset on the hub; left out, the pair's own."""
+    dataset_config: str | None = None
+    """Which configuration of a dataset that has several: main of openai/gsm8k."""
+    train_split: str = "train"
+    """Name of its split to train on."""
+    validation_split: str = "validation"
+    """Name of its split to hold out; without one, the last of the training prompts."""
     prompt_column: str = "prompt"
     """Column with the prompt text."""
     answer_column: str = "answer"
     """Column with the right answer."""
+    answer_after: str | None = None
+    """The right answer is what stands after the last such mark in its column: #### in openai/gsm8k."""
+    prompt_template: str = "{prompt}"
+    """Text around every prompt; {prompt} stands for it."""
+    chat_template: bool = False
+    """Put prompts as the user's turn into the chat template of the student's tokenizer."""
+    system_prompt: str | None = None
+    """System message of that chat; left out, what the template brings."""
     reward: str = "marked_answer"
-    """How a response is judged: marked_answer (the integer after the last #) or exact_match."""
+    """How a response is judged: marked_answer (the integer after the last #), exact_match, last_number, math_verify
+    (needs the extra math), or a function of yours as package.module:function."""
 
     # Method
     method: Method = field(default_factory=lambda: make_method("tgpo", tiny=True))
@@ -135,6 +151,21 @@ class TrainConfig:
                 "a mini-batch holds whole groups."
             )
         reward_function(self.reward)
+        _ = self.prompt_format  # checks it
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How prompts are put before the models."""
+        return PromptFormat(self.chat_template, self.system_prompt, self.prompt_template)
+
+    @property
+    def prompt_options(self) -> dict[str, str | None]:
+        """What :func:`tgpo_lab.prompts.load_prompts` is to be told beside the dataset."""
+        return {
+            name: getattr(self, name)
+            for name in ("prompt_column", "answer_column", "answer_after", "dataset_config", "train_split",
+                         "validation_split")
+        }  # fmt: skip
 
     @classmethod
     def preset(cls, name: str, method: str = "tgpo", **changes: object) -> TrainConfig:

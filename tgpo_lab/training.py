@@ -67,7 +67,10 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     keep_freed_memory()
 
     # ── Pair, prompts, optimiser ─────────────────────────────────────────────────────────────────
-    pair = load_pair(config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device)
+    pair = load_pair(
+        config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device,
+        prompt_format=config.prompt_format,
+    )  # fmt: skip
     if config.method.top_k > pair.vocabulary_size:
         raise InputError(
             f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
@@ -75,7 +78,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     source = config.dataset or pair.prompts
     if source is None:
         raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
-    splits = load_prompts(source, config.prompt_column, config.answer_column)
+    splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     directory = Path(config.output)
