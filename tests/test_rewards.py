@@ -1,6 +1,7 @@
 """The answer checker against text that tries to get a reward it does not deserve."""
 
 import importlib.util
+import signal
 import time
 
 import pytest
@@ -400,14 +401,17 @@ def test_equal_mathematics_is_right(response, answer, right):
 
 
 @has_math_verify
-def test_an_answer_that_never_ends_is_wrong_and_the_next_one_is_judged_again(tmp_path):
+def test_an_answer_that_never_ends_is_wrong_and_the_next_one_is_judged_again():
     checker = MathChecker(seconds_per_answer=60)
     assert checker.equal(r"\boxed{7}", "7")
     checker._seconds = 0.5
-    child = checker._child
     for endless in (r"\boxed{9^{9^{9^{9^{9}}}}}", r"\boxed{(10^{9})!}"):
-        checker.equal(endless, "7")
-    child.send_signal(19)  # as stuck as can be
+        assert not checker.equal(endless, "7")
+    checker._seconds = 60
+    assert checker.equal(r"\boxed{7}", "7")
+    child = checker._child
+    child.send_signal(signal.SIGSTOP)  # as stuck as can be
+    checker._seconds = 0.5
     assert not checker.equal(r"\boxed{7}", "7")
     assert child.poll() is not None
     checker._seconds = 60
