@@ -12,6 +12,7 @@ from .methods.base import method_class
 from .prompt_format import PromptFormat
 from .rewards import reward_function
 from .schedules import Schedule, parse_schedule
+from .trackers import require_trackers
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,15 @@ class TrainConfig:
     """bfloat16: the teacher's weights and the student's products; the student's weights stay float32."""
     gradient_checkpointing: bool = False
     """Compute the student's activations again in the backward pass instead of storing them."""
+
+    lora_rank: int = 0
+    """Train adapters of this rank (LoRA, needs the extra lora) and freeze the student's own weights, which are then
+    kept in the chosen precision; 0 trains all weights."""
+    lora_alpha: float = 32.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    lora_merged: bool = False
+    """Checkpoints hold the whole model with the adapters merged into it, and the adapters beside it; otherwise the
+    adapters alone, which load on top of the base."""
 
     # Prompts and reward
     dataset: str | None = None
@@ -110,6 +120,8 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the start and at the end."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints stay on disk; 0 keeps all."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio."""
     seed: int = 0
     """Decides prompts, samples and every other random choice."""
 
@@ -125,10 +137,10 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "weight_decay", "evaluate_every", "measured_positions", "gradient_terms_every",
-                     "keep_checkpoints", "seed"):  # fmt: skip
+                     "keep_checkpoints", "seed", "lora_rank"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
-        for name in ("learning_rate", "max_gradient_norm"):
+        for name in ("learning_rate", "max_gradient_norm", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, but is {getattr(self, name)}.")
         if self.evaluation_temperature < 0:
@@ -152,6 +164,9 @@ class TrainConfig:
             )
         reward_function(self.reward)
         _ = self.prompt_format  # checks it
+        require_trackers(self.trackers)
+        if self.lora_merged and not self.lora_rank:
+            raise InputError("lora_merged merges adapters, but lora_rank is 0: there are none. Set lora_rank.")
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -172,7 +187,8 @@ class TrainConfig:
         """A configuration by name, with a method by name.
 
         Args:
-            name: ``tiny`` (a shipped pair on two CPU cores) or ``paper`` (the paper's settings).
+            name: ``tiny`` (a shipped pair on two CPU cores), ``paper`` (the paper's settings), ``gpu-24gb`` or
+                ``gpu-80gb`` (one card; by the arithmetic of :mod:`tgpo_lab.memory`).
             method: name of the method, with the options that suit the preset.
             changes: fields to change.
 
@@ -198,6 +214,7 @@ class TrainConfig:
             f.name: str(v) if isinstance(v := getattr(self.method, f.name), Schedule) else v
             for f in fields(self.method)
         }
+        values["trackers"] = list(self.trackers)  # as JSON has it
         values["method"] = {"class": type(self.method).__name__, **options}
         return values
 
@@ -214,12 +231,22 @@ class TrainConfig:
         for item in fields(method):
             if isinstance(options.get(item.name), str) and "Schedule" in str(item.type):
                 options[item.name] = parse_schedule(options[item.name])
+        if "trackers" in values:
+            values["trackers"] = tuple(values["trackers"])
         try:
             return cls(**values, method=method(**options))
         except TypeError as error:
             raise InputError(f"This is not a configuration of tgpo_lab: {error}.") from error
 
 
+_GSM8K: dict[str, object] = {
+    "dataset": "openai/gsm8k",
+    "dataset_config": "main",
+    "prompt_column": "question",
+    "answer_after": "####",
+    "prompt_template": "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "reward": "last_number",
+}
 PRESETS: dict[str, dict[str, object]] = {
     "tiny": {},
     # arXiv 2605.13230 and public code of the method: 128 prompts × 8 samples, two updates a batch,
@@ -239,5 +266,45 @@ PRESETS: dict[str, dict[str, object]] = {
         "evaluate_every": 20,
         "gradient_terms_every": 20,
         "checkpoint_every": 20,
+    },
+    # What fits is the sum that tgpo_lab.memory makes, which `tgpo-lab doctor` prints by part; for prompts of up to 512
+    # tokens, in 10⁹ bytes. Neither has been run on its card yet.
+    # 24 GB: student 3.1, teacher 8.0, adapters with gradients and moments 0.6, keys and values of 128 rows × 1,536
+    # tokens 5.8.
+    "gpu-24gb": {
+        "student": "Qwen/Qwen2.5-Math-1.5B",
+        "teacher": "Qwen/Qwen3-4B",
+        **_GSM8K,
+        "precision": "bfloat16",
+        "gradient_checkpointing": True,
+        "lora_rank": 32,
+        "lora_alpha": 64.0,
+        "steps": 300,
+        "prompts_per_step": 16,
+        "group_size": 8,
+        "max_new_tokens": 1024,
+        "learning_rate": 1e-5,
+        "micro_batch_tokens": 4096,
+        "evaluate_every": 20,
+        "gradient_terms_every": 20,
+    },
+    # 80 GB: student 15.2, teacher 16.4, adapters with gradients and moments 2.6, keys and values of 256 rows × 2,048
+    # tokens 31.
+    "gpu-80gb": {
+        "student": "Qwen/Qwen2.5-Math-7B",
+        "teacher": "Qwen/Qwen3-8B",
+        **_GSM8K,
+        "precision": "bfloat16",
+        "gradient_checkpointing": True,
+        "lora_rank": 64,
+        "lora_alpha": 128.0,
+        "steps": 300,
+        "prompts_per_step": 32,
+        "group_size": 8,
+        "max_new_tokens": 1536,
+        "learning_rate": 1e-5,
+        "micro_batch_tokens": 8192,
+        "evaluate_every": 20,
+        "gradient_terms_every": 20,
     },
 }

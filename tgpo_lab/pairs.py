@@ -39,6 +39,8 @@ class Pair:
     """Folder with the prompts that belong to the pair, if it brings any."""
     prompt_format: PromptFormat = PLAIN
     """How prompts are put before the models."""
+    student_end_tokens: tuple[int, ...] = ()
+    """Those that the student named when it was loaded."""
 
     @property
     def pad_token(self) -> int:
@@ -126,13 +128,12 @@ def load_pair(
                 "the checkpoint and the tokenizer do not belong together."
             )
         check_projection(model, str(path))
-    ends = [
-        end_tokens(model, own, prompt_format) for model, own in ((student, tokenizer), (teacher, teacher_tokenizer))
-    ]
-    both = shared_end_tokens(shared.size, *ends, (tokenizer, teacher_tokenizer))
-    if student.generation_config is not None and set(both) != set(ends[0]):
+    own_ends = end_tokens(student, tokenizer, prompt_format)
+    teacher_ends = end_tokens(teacher, teacher_tokenizer, prompt_format)
+    both = shared_end_tokens(shared.size, own_ends, teacher_ends, (tokenizer, teacher_tokenizer))
+    if student.generation_config is not None and both != own_ends:
         student.generation_config.eos_token_id = both  # whoever generates with the trained student has to stop there
-    return Pair(name, student, teacher, tokenizer, shared.size, both, prompts, prompt_format)
+    return Pair(name, student, teacher, tokenizer, shared.size, both, prompts, prompt_format, tuple(own_ends))
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> list[int]:

@@ -39,14 +39,20 @@ class PromptFormat:
         Raises:
             InputError: a chat template is asked for and there is none, or it cannot be filled.
         """
-        # Not str.format: prompts and templates of mathematics are full of braces.
-        texts = [self.prompt_template.replace(PLACE, prompt) for prompt in prompts]
-        if self.chat_template:
-            texts = [self._chat(tokenizer, text) for text in texts]
+        texts = [self.text(tokenizer, prompt) for prompt in prompts]
         # A chat template writes every special token that it wants itself.
         return tokenizer(texts, add_special_tokens=not self.chat_template, verbose=False)["input_ids"]
 
-    def _chat(self, tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    def text(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+        """What a model reads, as text.
+
+        Raises:
+            InputError: a chat template is asked for and there is none, or it cannot be filled.
+        """
+        # Not str.format: prompts and templates of mathematics are full of braces.
+        text = self.prompt_template.replace(PLACE, prompt)
+        if not self.chat_template:
+            return text
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
         return _render(tokenizer, [*system, {"role": "user", "content": text}], add_generation_prompt=True)
 

@@ -112,7 +112,7 @@ def annotate(
     teacher = ask_teacher(
         pair.teacher, rollouts, vocabulary_size=pair.vocabulary_size, micro_batch_tokens=micro_batch_tokens
     )
-    student_logprobs = _logprobs(model, rollouts, temperature or 1.0, pair.vocabulary_size, micro_batch_tokens)
+    student_logprobs = response_logprobs(model, rollouts, temperature or 1.0, pair.vocabulary_size, micro_batch_tokens)
     rewards = score(rollouts, list(answers), judge, pair.tokenizer)
     annotated = []
     for row, length in enumerate(rollouts.lengths.tolist()):
@@ -136,7 +136,7 @@ def annotate(
     return annotated
 
 
-def _logprobs(
+def response_logprobs(
     model: PreTrainedModel, rollouts: Rollouts, temperature: float, vocabulary_size: int, micro_batch_tokens: int
 ) -> Tensor:
     """(B, T) log πθ of the response tokens, zero at padding."""

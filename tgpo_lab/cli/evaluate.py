@@ -42,9 +42,9 @@ class EvaluateOptions:
     answer_after: str | None = None
     """The right answer is what stands after the last such mark in its column."""
     prompt_template: str = "{prompt}"
-    """Text around every prompt; {prompt} stands for it. A run's own is used with --run."""
+    """Text around every prompt; {prompt} stands for it. Of a run, its own is used."""
     chat_template: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Put prompts into the chat template of the student's tokenizer. A run's own choice is used with --run."""
+    """Put prompts into the chat template of the student's tokenizer. Of a run, its own choice is used."""
     system_prompt: str | None = None
     """System message of that chat."""
     count: int | None = None
