@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -230,18 +231,37 @@ def test_prompts_longer_than_the_memory_was_estimated_for(examine, monkeypatch):
 # ── Numerics ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def sharpened(model, tokenizer):
-    model.get_output_embeddings().weight.data *= 8  # larger logits round more coarsely
+def rough(model, tokenizer):
+    """Large random weights: their rounding in bfloat16 shows in the log-probabilities."""
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.6 if "layers" in name else 0.2)
+    model.model.norm.weight.data.fill_(1.5)
 
 
-def test_rounding_that_matters_is_warned_about(examine, altered):
-    student = altered("student", sharpened)
+def test_rounding_that_matters_is_warned_about(examine, altered, monkeypatch):
+    student = altered("student", rough)
+    monkeypatch.setattr(doctor_checks, "NOISE_WARNED", 0.001)
     exact, rounded = examine(student=student), examine(student=student, precision="bfloat16")
     for subject in ("self-distillation", "sampling noise"):
         assert texts(exact, "ok", subject) and not texts(exact, "warning", subject)
-    print(rounded)
-    said = texts(rounded, "warning", "sampling noise") + texts(rounded, "refused", "sampling noise")
-    assert "Set precision float32" in said
+        assert "Set precision float32" in texts(rounded, "warning", subject)
+    assert rounded.status == 1
+    monkeypatch.undo()
+    assert texts(examine(student=student, precision="bfloat16"), "warning", "self-distillation")
+
+
+def test_a_teachers_pass_that_computes_something_else_is_refused(examine, monkeypatch):
+    asked = logprob_noise.ask_teacher
+
+    def next_token_instead(model, rollouts, **options):
+        shifted = replace(rollouts, responses=rollouts.responses.roll(1, -1))
+        return asked(model, shifted, **options)
+
+    monkeypatch.setattr(logprob_noise, "ask_teacher", next_token_instead)
+    found = examine()
+    assert texts(found, "refused", "self-distillation") and texts(found, "ok", "sampling noise")
 
 
 def test_a_sampling_path_that_computes_something_else_is_refused(examine, monkeypatch):

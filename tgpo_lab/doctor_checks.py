@@ -144,8 +144,8 @@ def check_opening(found: Diagnosis, pair: Pair, tokenizer: PreTrainedTokenizerBa
     found.add(
         "warning", "opening",
         f"On {sum(outside.values())} of {len(encoded)} prompts the teacher {tokenizer.name_or_path} would open with "
-        f"{names}, which the student {pair.tokenizer.name_or_path} lacks. It is cut, and the next best takes its place: "
-        "the teacher is not itself.",
+        f"{names}, which the student {pair.tokenizer.name_or_path} lacks. It is cut, and the next best takes its "
+        "place: the teacher is not itself.",
         "Use a chat template or prompt_template after which the teacher opens otherwise (of a reasoning model, the one "
         "without thinking), or another teacher.",
     )  # fmt: skip
