@@ -98,3 +98,12 @@ def test_a_resumed_run_ends_with_the_same_adapters_bit_for_bit(tiny_config, tmp_
         assert torch.equal(one, two), name
     numbers = [c for c in whole.metrics.columns if not c.startswith("seconds")]
     assert whole.metrics[numbers].equals(parts.metrics[numbers])
+
+
+@needs_peft
+def test_adapters_beside_a_merged_model_are_missed_when_they_are_cut(tiny_config, tmp_path):
+    run = train(tiny_config(tmp_path, lora_rank=4, lora_merged=True, steps=1), show_progress=False)
+    adapters = latest_checkpoint(run.directory) / "adapter" / "adapter_model.safetensors"
+    adapters.write_bytes(adapters.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"adapter_model\.safetensors has \d+ bytes where"):
+        latest_checkpoint(run.directory)

@@ -10,6 +10,7 @@ from tgpo_lab.config import TrainConfig
 from tgpo_lab.decoding import preallocated_cache
 from tgpo_lab.lora import add_adapters
 from tgpo_lab.memory import checkpoint_bytes, estimate_memory, shape_of
+from tgpo_lab.methods import make_method
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
 
@@ -122,6 +123,13 @@ def test_each_setting_changes_the_part_that_it_should():
     assert adapted["AdamW"] < plain["AdamW"] / 50
     many = {"prompts_per_step": 64, "max_new_tokens": 2048}
     assert parts(**many, group_size=16)["sampling"] > 1.9 * parts(**many)["sampling"]
+    # SFT lets the teacher write as many responses as the student, with its own, larger cache.
+    teacher = shape_of(QWEN["Qwen/Qwen3-4B"])
+    writing = [
+        estimate_memory(TrainConfig(**many, method=make_method(name)), shape, teacher).parts["sampling"]
+        for name in ("tgpo", "luffy", "sft")
+    ]
+    assert writing[0] == writing[1] < writing[2] / 4
     long = {"micro_batch_tokens": 2**18}
     assert parts(**long, gradient_checkpointing=True)["update"] < parts(**long)["update"] / 5
 

@@ -188,6 +188,11 @@ def test_other_splits_of_a_folder(tmp_path):
         load_prompts(tmp_path, train_split="easy", validation_split="easy")
 
 
+def test_the_last_mark_counts(tmp_path):
+    write(tmp_path / "train.jsonl", {"prompt": "a", "answer": "1 #### 2 #### 3"})
+    assert load_prompts(tmp_path, answer_after="####")["train"]["answer"] == ["3"]
+
+
 @pytest.mark.parametrize("text", ["42", "42 ####", "42 #### "])
 def test_an_answer_without_its_mark_is_named(tmp_path, text):
     write(tmp_path / "train.jsonl", {"prompt": "a", "answer": "x #### 1"}, {"prompt": "b", "answer": text})

@@ -9,6 +9,7 @@ from typing import Literal
 from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
+from .presets import PRESETS
 from .prompt_format import PromptFormat
 from .rewards import reward_function
 from .schedules import Schedule, parse_schedule
@@ -237,74 +238,3 @@ class TrainConfig:
             return cls(**values, method=method(**options))
         except TypeError as error:
             raise InputError(f"This is not a configuration of tgpo_lab: {error}.") from error
-
-
-_GSM8K: dict[str, object] = {
-    "dataset": "openai/gsm8k",
-    "dataset_config": "main",
-    "prompt_column": "question",
-    "answer_after": "####",
-    "prompt_template": "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.",
-    "reward": "last_number",
-}
-PRESETS: dict[str, dict[str, object]] = {
-    "tiny": {},
-    # arXiv 2605.13230 and public code of the method: 128 prompts × 8 samples, two updates a batch,
-    # up to 8,192 new tokens, 300 steps.
-    "paper": {
-        "student": "Qwen/Qwen2.5-Math-7B",
-        "teacher": "Qwen/Qwen3-30B-A3B",
-        "precision": "bfloat16",
-        "gradient_checkpointing": True,
-        "steps": 300,
-        "prompts_per_step": 128,
-        "group_size": 8,
-        "max_new_tokens": 8192,
-        "learning_rate": 1e-6,
-        "mini_batches": 2,
-        "micro_batch_tokens": 16384,
-        "evaluate_every": 20,
-        "gradient_terms_every": 20,
-        "checkpoint_every": 20,
-    },
-    # What fits is the sum that tgpo_lab.memory makes, which `tgpo-lab doctor` prints by part; for prompts of up to 512
-    # tokens, in 10⁹ bytes. Neither has been run on its card yet.
-    # 24 GB: student 3.1, teacher 8.0, adapters with gradients and moments 0.6, keys and values of 128 rows × 1,536
-    # tokens 5.8.
-    "gpu-24gb": {
-        "student": "Qwen/Qwen2.5-Math-1.5B",
-        "teacher": "Qwen/Qwen3-4B",
-        **_GSM8K,
-        "precision": "bfloat16",
-        "gradient_checkpointing": True,
-        "lora_rank": 32,
-        "lora_alpha": 64.0,
-        "steps": 300,
-        "prompts_per_step": 16,
-        "group_size": 8,
-        "max_new_tokens": 1024,
-        "learning_rate": 1e-5,
-        "micro_batch_tokens": 4096,
-        "evaluate_every": 20,
-        "gradient_terms_every": 20,
-    },
-    # 80 GB: student 15.2, teacher 16.4, adapters with gradients and moments 2.6, keys and values of 256 rows × 2,048
-    # tokens 31.
-    "gpu-80gb": {
-        "student": "Qwen/Qwen2.5-Math-7B",
-        "teacher": "Qwen/Qwen3-8B",
-        **_GSM8K,
-        "precision": "bfloat16",
-        "gradient_checkpointing": True,
-        "lora_rank": 64,
-        "lora_alpha": 128.0,
-        "steps": 300,
-        "prompts_per_step": 32,
-        "group_size": 8,
-        "max_new_tokens": 1536,
-        "learning_rate": 1e-5,
-        "micro_batch_tokens": 8192,
-        "evaluate_every": 20,
-        "gradient_terms_every": 20,
-    },
-}

@@ -6,7 +6,8 @@ stored weights (4, or b where adapters are trained on a frozen base):
     student     P·s           adapters  T·4            gradients  T·4        AdamW  T·8
     teacher     P·b
     sampling    rows × (prompt + response) × Σ layers 2·(key-value heads × head width)·b, and one layer's once more
-                while rows are moved; logits of all rows, three times (logits, probabilities, padding)
+                while rows are moved; logits of all rows, three times (logits, probabilities, padding); the same of the
+                teacher for methods that learn from its own responses, if that is more
     update      tokens of a micro-batch × what the layers keep for the backward pass (see Shape); logits of the
                 positions that are projected at once, five times (logits, log-softmax, their gradients, one spare)
     teacher pass   as the update, without a backward pass: one layer
@@ -118,9 +119,14 @@ def estimate_memory(
     rows = config.prompts_per_step * config.group_size
     chunk = positions_at_once(min(student.vocabulary, teacher.vocabulary), device)
 
-    layer_cache = rows * (prompt_tokens + config.max_new_tokens) * student.keys_and_values * product
-    sampling = layer_cache * (student.layers + 1) + 3 * rows * student.vocabulary * 4
-    tokens = max(config.micro_batch_tokens, prompt_tokens + config.max_new_tokens)
+    length = prompt_tokens + config.max_new_tokens
+
+    def sampling_of(model: Shape, rows: int) -> int:
+        return rows * (length * model.keys_and_values * product * (model.layers + 1) + 3 * model.vocabulary * 4)
+
+    traces = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[config.method.teacher_traces]
+    sampling = max(sampling_of(student, rows), sampling_of(teacher, config.prompts_per_step * traces))
+    tokens = max(config.micro_batch_tokens, length)
     stream, kept = student.hidden * 2 * stored, student.kept * product
     layers = student.hidden * stored * student.layers + stream + kept if config.gradient_checkpointing else (
         (stream + kept) * student.layers
