@@ -192,3 +192,14 @@ def test_one_shared_end_is_enough(altered, random_pair):
     teacher = altered("teacher", "<end>")
     set_end(teacher, [2048, 1])
     assert load_pair(random_pair.student, teacher).end_tokens == [1]
+
+
+def test_an_end_that_is_no_token_ends_nothing(altered, random_pair):
+    # So a benchmark makes every response as long as the limit.
+    folders = {role: altered(role, rows=2048) for role in ("student", "teacher")}
+    for folder in folders.values():
+        set_end(folder, [5000], "<pad>")
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.eos_token = None
+        tokenizer.save_pretrained(folder)
+    assert load_pair(*folders.values()).end_tokens == [5000]

@@ -130,14 +130,23 @@ def shared_end_tokens(
             "Set eos_token in its tokenizer_config.json."
         )
     for role, ends, one, other in (("student", student, 0, 1), ("teacher", teacher, 1, 0)):
-        if ends and min(ends) >= size:
-            tokens = ", ".join(repr(tokenizers[one].convert_ids_to_tokens(e)) for e in ends)
+        known = [token for e in ends if (token := tokenizers[one].convert_ids_to_tokens(e)) is not None]
+        if known and min(ends) >= size:
+            tokens = ", ".join(map(repr, known))
             raise InputError(
                 f"The {role} {names[one]} ends its responses with {tokens}, which is no shared token: {names[other]} "
                 "lacks it, so no response could end that way. Choose models that share an end-of-sequence token, or "
                 f"name a shared one as eos_token_id in the generation_config.json of {names[one]}."
             )
-    return sorted({e for e in (*student, *teacher) if e < size})
+    # An id that is no token at all is a way to say that nothing ends a response.
+    return sorted(
+        {
+            e
+            for tokenizer, ends in zip(tokenizers, (student, teacher), strict=True)
+            for e in ends
+            if e < size or tokenizer.convert_ids_to_tokens(e) is None
+        }
+    )
 
 
 def _named(tokens: dict[int, str], ids: Iterable[int]) -> dict[str, int]:
