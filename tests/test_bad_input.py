@@ -1,5 +1,6 @@
 """Bad input ends a command with status 2, one sentence that helps, no traceback and nothing half-written."""
 
+import importlib
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.methods import method_entries
@@ -329,6 +330,47 @@ def test_too_few_prompts_to_hold_some_out(refused_training, tmp_path):
     refused_training(dataset=file, evaluation_prompts=4, names=("7", "4", "validation.jsonl", "evaluation_prompts"))
 
 
+def test_prompt_options_that_cannot_work(refused_training):
+    refused_training("--answer-after=####", names=("train.jsonl, line 1", "'####'", "answer_after"))
+    refused_training("--train-split=easy", names=("easy.jsonl", "train_split"))
+    refused_training("--prompt-template=Solve:", names=("prompt_template", "{prompt}"))
+    refused_training("--system-prompt=Be brief.", names=("system_prompt", "chat_template"))
+    refused_training("--chat-template", names=("no chat template",))
+
+
+@pytest.mark.parametrize(
+    "flag, names",
+    [
+        ("--reward=no.such.module:judge", ("no.such.module:judge", "ModuleNotFoundError")),
+        ("--reward=math:hypotenuse", ("math:hypotenuse", "no function")),
+        ("--reward=os.path:isfile", ("os.path:isfile", "must take the response and the right answer")),
+        ("--trackers=paper", ("'paper'", "tensorboard, wandb, trackio")),
+        ("--lora-rank=-1", ("lora_rank", "-1")),
+        ("--lora-merged", ("lora_merged", "lora_rank is 0")),
+        ("--lora-alpha=0", ("lora_alpha", "above 0")),
+    ],
+)
+def test_rewards_trackers_and_adapters_that_cannot_be(refused_training, flag, names):
+    refused_training(flag, names=names)
+
+
+def test_a_reward_that_fails_in_a_run_stops_it_with_a_sentence_and_the_run_goes_on_once_it_is_mended(
+    command, random_pair, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    module = tmp_path / "mended_reward.py"
+    module.write_text("def judge(response, answer):\n    raise ValueError('no luck')\n")
+    given = [f"--student={random_pair.student}", f"--teacher={random_pair.teacher}", "--steps=1", "--output=run"]
+    given += [f"--dataset={random_pair.prompts}", "--max-new-tokens=12", "--evaluation-prompts=4", "--evaluate-every=0"]
+    status, _, error = command("train", "--quiet", *given, "--reward=mended_reward:judge")
+    assert status == 2 and error.count("\n") == 1
+    assert all(part in error for part in ("mended_reward:judge", "ValueError: no luck", "for the response '", "'7'"))
+    module.write_text("def judge(response, answer):\n    return 1.0\n")
+    monkeypatch.delitem(sys.modules, "mended_reward")
+    importlib.invalidate_caches()
+    assert command("train", "--quiet", "--resume", "run")[0] == 0
+
+
 def test_a_pair_without_prompts_needs_a_dataset(refused, random_pair):
     pair = random_pair.student, random_pair.teacher
     refused("train", "--student", pair[0], "--teacher", pair[1], names=("dataset", "train.jsonl"))
@@ -386,11 +428,12 @@ def test_tokenizers_with_other_ids_for_the_same_tokens(refused_training, random_
     refused_training(teacher=broken, student=random_pair.student, names=names)
 
 
-def test_tokenizers_of_different_size(refused_training, random_pair, broken):
-    tokenizer = AutoTokenizer.from_pretrained(broken)
-    tokenizer.add_tokens(["<extra>"])
-    tokenizer.save_pretrained(broken)
-    names = (str(random_pair.student), "2048", str(broken), "2049", "'<extra>'")
+def test_a_tokenizer_with_a_token_between_those_of_the_other(refused_training, random_pair, broken):
+    def remove(value):
+        value["model"]["vocab"].pop("8")
+
+    edit_json(broken / "tokenizer.json", remove)
+    names = (str(random_pair.student), str(broken), "tokenizers differ", "1 ordinary", "'8'")
     refused_training(teacher=broken, student=random_pair.student, names=names)
 
 

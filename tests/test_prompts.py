@@ -4,13 +4,16 @@ import json
 import re
 
 import pytest
+from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tgpo_lab import prompts
 from tgpo_lab.errors import InputError
 from tgpo_lab.pairs import DATA
 from tgpo_lab.prompts import load_prompts
 from tgpo_lab.randomness import derived_seed, generator_for, rows_of_step
+from tgpo_lab.rewards import last_number
 from tgpo_lab.tiny_world.arithmetic import AdditionTask, split_of
 from tgpo_lab.tiny_world.building import write_prompts
 
@@ -107,6 +110,94 @@ def test_the_same_prompt_twice_in_one_split_is_allowed_but_not_in_two(tmp_path):
     write(tmp_path / "validation.jsonl", {"prompt": "b", "answer": "2"})
     with pytest.raises(InputError, match=r"'b'.*validation.*test"):
         load_prompts(tmp_path)
+
+
+# ── Datasets as on the hub, stood in for by local files ──────────────────────────────────────────
+
+# The schema of openai/gsm8k: a configuration "main", splits train and test, parts in Parquet.
+GSM8K = [
+    {"question": f"Ann has {n} eggs and buys 1,000. How many?", "answer": f"{n}+1000={n + 1000}\n#### {n + 1000:,}"}
+    for n in range(10)
+]
+
+
+@pytest.fixture
+def gsm8k(tmp_path):
+    folder = tmp_path / "gsm8k"
+    (folder / "main").mkdir(parents=True)
+    Dataset.from_list(GSM8K[:4]).to_parquet(folder / "main" / "train-00000-of-00002.parquet")
+    Dataset.from_list(GSM8K[4:8]).to_parquet(folder / "main" / "train-00001-of-00002.parquet")
+    Dataset.from_list(GSM8K[8:]).to_parquet(folder / "main" / "test-00000-of-00001.parquet")
+    return folder
+
+
+GSM8K_COLUMNS = {"prompt_column": "question", "answer_column": "answer", "answer_after": "####"}
+
+
+def test_a_dataset_with_the_schema_of_gsm8k(gsm8k):
+    splits = load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 8, "test": 2}
+    expected = [{"prompt": row["question"], "answer": f"{n + 1000:,}"} for n, row in enumerate(GSM8K)]
+    assert splits["train"].to_list() + splits["test"].to_list() == expected
+    assert all(last_number(row["answer"], expected[n]["answer"]) == 1 for n, row in enumerate(GSM8K))
+    with pytest.raises(InputError, match=r"other.* has no train\.jsonl and no train\.parquet"):
+        load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="other")
+
+
+def test_the_hub_is_asked_for_name_and_configuration(gsm8k, monkeypatch):
+    asked = []
+
+    def stand_in(name, config):
+        asked.append((name, config))
+        files = {split: [str(f) for f in sorted((gsm8k / "main").glob(f"{split}-*"))] for split in ("train", "test")}
+        return DatasetDict({split: Dataset.from_parquet(f, keep_in_memory=True) for split, f in files.items()})
+
+    monkeypatch.setattr(prompts, "load_dataset", stand_in)
+    here = load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
+    there = load_prompts("openai/gsm8k", **GSM8K_COLUMNS, dataset_config="main")
+    assert {n: r.to_list() for n, r in there.items()} == {n: r.to_list() for n, r in here.items()}
+    assert asked == [("openai/gsm8k", "main")]
+    swapped = load_prompts("openai/gsm8k", **GSM8K_COLUMNS, train_split="test", validation_split="train")
+    assert (swapped["train"].to_list(), swapped["validation"].to_list()) == (
+        here["test"].to_list(), here["train"].to_list(),
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"no split 'all': set train_split to one of train, test"):
+        load_prompts("openai/gsm8k", **GSM8K_COLUMNS, train_split="all")
+    with pytest.raises(InputError, match=r"openai/gsm8k, train, row 0: .*'prompt'.*'question'"):
+        load_prompts("openai/gsm8k")
+
+
+def test_one_parquet_file_and_a_folder_of_them(tmp_path):
+    rows = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "2+2=", "answer": "4"}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    assert load_prompts(tmp_path / "train.parquet")["train"].to_list() == rows
+    assert load_prompts(tmp_path)["train"].to_list() == rows
+    (tmp_path / "train.parquet").write_bytes((tmp_path / "train.parquet").read_bytes()[:100])
+    with pytest.raises(InputError, match=r"train\.parquet is no Parquet file that can be read"):
+        load_prompts(tmp_path)
+    with pytest.raises(InputError, match=r"no prompt file or folder .*none\.parquet"):
+        load_prompts(tmp_path / "none.parquet")
+
+
+def test_other_splits_of_a_folder(tmp_path):
+    for name in ("easy", "hard", "train"):
+        write(tmp_path / f"{name}.jsonl", {"prompt": name, "answer": "1"})
+    splits = load_prompts(tmp_path, train_split="easy", validation_split="hard")
+    assert {name: rows["prompt"][0] for name, rows in splits.items()} == {"train": "easy", "validation": "hard"}
+    with pytest.raises(InputError, match="train_split and validation_split are both 'easy'"):
+        load_prompts(tmp_path, train_split="easy", validation_split="easy")
+
+
+def test_the_last_mark_counts(tmp_path):
+    write(tmp_path / "train.jsonl", {"prompt": "a", "answer": "1 #### 2 #### 3"})
+    assert load_prompts(tmp_path, answer_after="####")["train"]["answer"] == ["3"]
+
+
+@pytest.mark.parametrize("text", ["42", "42 ####", "42 #### "])
+def test_an_answer_without_its_mark_is_named(tmp_path, text):
+    write(tmp_path / "train.jsonl", {"prompt": "a", "answer": "x #### 1"}, {"prompt": "b", "answer": text})
+    with pytest.raises(InputError, match=r"line 2: expected the answer after '####' .* found '42"):
+        load_prompts(tmp_path, answer_after="####")
 
 
 # ── Order ────────────────────────────────────────────────────────────────────────────────────────

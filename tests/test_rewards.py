@@ -1,5 +1,7 @@
 """The answer checker against text that tries to get a reward it does not deserve."""
 
+import importlib.util
+import signal
 import time
 
 import pytest
@@ -9,9 +11,10 @@ from hypothesis import strategies as st
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.evaluation import evaluate
+from tgpo_lab.math_answers import MathChecker, math_verify
 from tgpo_lab.pairs import load_pair
 from tgpo_lab.prompts import load_prompts
-from tgpo_lab.rewards import REWARDS, exact_match, marked_answer, reward_function, score
+from tgpo_lab.rewards import exact_match, last_number, marked_answer, reward_function, score
 from tgpo_lab.rollouts import Rollouts
 
 RIGHT = [
@@ -163,14 +166,15 @@ def test_without_a_mark_there_is_no_answer(text, answer):
 
 @given(st.text(), st.text())
 def test_every_reward_is_zero_or_one_for_any_text(response, answer):
-    for reward in REWARDS.values():
+    for reward in (marked_answer, exact_match):
         assert reward(response, answer) in (0.0, 1.0)
+    assert last_number(response, f"{answer} 7") in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
     "piece", ["#", "9", "#9", " ", "#168 ", "\n", "-", "#-", "1 ", "((((", "\u202e", "#\x00"], ids=lambda p: ascii(p)
 )
-@pytest.mark.parametrize("reward", REWARDS.values(), ids=REWARDS)
+@pytest.mark.parametrize("reward", [marked_answer, exact_match])
 def test_very_long_responses_take_time_in_proportion(reward, piece):
     long = piece * (2_000_000 // len(piece))
     started = time.process_time()
@@ -193,7 +197,9 @@ def test_an_exact_match_is_the_whole_response():
 def test_rewards_are_chosen_by_name():
     assert reward_function("marked_answer") is marked_answer
     assert reward_function("exact_match") is exact_match
-    with pytest.raises(InputError, match=r"'eval'.*exact_match, marked_answer"):
+    with pytest.raises(
+        InputError, match=r"'eval'.*exact_match, last_number, marked_answer, math_verify, or package\.module:function"
+    ):
         reward_function("eval")
 
 
@@ -250,3 +256,164 @@ def test_rewards_stay_with_their_group_in_a_run(random_pair, group_size):
     said_seven = torch.tensor([float(t.endswith("#7")) for t in texts]) * found.rollouts.finished
     assert by_prompt[::2].sum() == 0 and by_prompt[1::2].sum() > 0
     assert torch.equal(by_prompt[1::2], said_seven.view_as(by_prompt)[1::2])
+
+
+# ── The last number ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "response, answer, right",
+    [
+        ("So she pays $1,234.50 in all.", "1234.5", 1),
+        ("First 3, then 42.", "#### 42", 1),
+        ("42 is the answer", "42", 1),
+        ("It is -7", "-7", 1),
+        ("10-3=7", "7", 1),
+        ("10-7", "-7", 0),  # a subtraction
+        ("x-7", "7", 1),
+        ("42.0", "42", 1),
+        ("007", "7", 1),
+        ("42, no, 43", "42", 0),
+        ("1,23", "123", 0),  # no thousands
+        ("12,345,678 people", "12345678", 1),
+        ("no number at all", "42", 0),
+        ("", "42", 0),
+        ("\u0664\u0662", "42", 0),  # Arabic digits
+        ("1e3", "1000", 0),  # decimal notation only
+        ("0.10", ".1", 0),  # a dot alone starts no number: .1 reads as 1
+    ],
+)
+def test_the_last_number_counts_by_its_value(response, answer, right):
+    assert last_number(response, answer) == right
+
+
+@given(st.integers(-(10**12), 10**12))
+def test_thousands_may_be_marked(number):
+    assert last_number(f"the sum is {number:,}.", str(number)) == 1.0
+    assert last_number(f"the sum is {number:,}.", str(number + 1)) == 0.0
+
+
+def test_an_answer_without_a_number_is_refused():
+    with pytest.raises(InputError, match=r"last_number compares numbers, but the right answer 'two' has none"):
+        last_number("2", "two")
+
+
+def test_a_long_row_of_digits_is_no_trouble():
+    assert last_number("1" * 200_000, "7") == 0.0
+    assert last_number("1," * 100_000, "7") == 0.0
+
+
+# ── One's own function ───────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    """A function that writes a module into the working directory and gives the import path of its ``judge``."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def write(code: str, name: str = "judge") -> str:
+        module = f"own_rewards_{abs(hash(code))}"
+        (tmp_path / f"{module}.py").write_text(code)
+        return f"{module}:{name}"
+
+    return write
+
+
+@pytest.mark.parametrize("returned, value", [("True", 1.0), ("0", 0.0), ("0.25", 0.25), ("-1.5", -1.5)])
+def test_a_function_of_ones_own_judges(own_module, tokenizer, returned, value):
+    reward = reward_function(own_module(f"def judge(response, answer):\n    return {returned}\n"))
+    rollouts = rollouts_of(tokenizer, ["#1", "#2"], [True, False])
+    assert score(rollouts, ["1", "2"], reward, tokenizer).tolist() == [value, 0.0]
+
+
+def test_it_is_given_the_response_and_the_answer(own_module):
+    judge = reward_function(own_module("def judge(response, answer):\n    return response == 'r' and answer == 'a'\n"))
+    assert (judge("r", "a"), judge("a", "r")) == (1.0, 0.0)
+
+
+def test_a_function_that_raises_is_named_with_the_response(own_module):
+    path = own_module("def judge(response, answer):\n    return int(response)\n")
+    with pytest.raises(InputError) as refusal:
+        reward_function(path)("x" * 500 + "seven", "7")
+    assert path in str(refusal.value) and "ValueError" in str(refusal.value) and "seven' and the" in str(refusal.value)
+    assert len(str(refusal.value)) < 1200
+
+
+@pytest.mark.parametrize("returned", ["None", "float('nan')", "float('inf')", "'1'", "[1]"])
+def test_a_function_has_to_return_a_finite_number(own_module, returned):
+    judge = reward_function(own_module(f"def judge(response, answer):\n    return {returned}\n"))
+    with pytest.raises(InputError, match=r"judge returned .* for the response '#7' .* expected a finite number"):
+        judge("#7", "7")
+
+
+@pytest.mark.parametrize(
+    "code, name, reason",
+    [
+        ("judge = 7", "judge", "no function 'judge'"),
+        ("def judge(response, answer): ...", "other", "no function 'other'"),
+        ("def judge(response): ...", "judge", "must take the response and the right answer"),
+        ("def judge(a, b, c): ...", "judge", "must take the response and the right answer"),
+        ("raise RuntimeError('broken')", "judge", "RuntimeError: broken"),
+        ("def judge(response, answer) ...", "judge", "SyntaxError"),
+    ],
+)
+def test_a_function_is_checked_before_the_run(own_module, code, name, reason):
+    with pytest.raises(InputError, match=reason):
+        reward_function(own_module(code, name))
+
+
+@pytest.mark.parametrize("path", ["no.such:judge", ":judge", "module:", "os:path:join", "a b:judge", "os.path:join()"])
+def test_an_import_path_that_leads_nowhere(path):
+    with pytest.raises(InputError, match="reward"):
+        reward_function(path)
+
+
+# ── Math-Verify ──────────────────────────────────────────────────────────────────────────────────
+
+has_math_verify = pytest.mark.skipif(importlib.util.find_spec("math_verify") is None, reason="needs the extra math")
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'tgpo-lab\[math\]'"):
+        reward_function("math_verify")
+
+
+@has_math_verify
+@pytest.mark.parametrize(
+    "response, answer, right",
+    [
+        (r"so it is $\boxed{\frac{1}{2}}$", "0.5", 1),
+        (r"so it is $\boxed{\frac{1}{2}}$", r"$\frac{2}{4}$", 1),
+        (r"so it is $\boxed{\frac{1}{2}}$", "2", 0),
+        (r"$x+1$", r"$1+x$", 1),
+        (r"\boxed{(1,3)}", r"(1,3)", 1),
+        (r"\boxed{(1,3)}", r"(3,1)", 0),
+        (r"first \boxed{3}, no, \boxed{4}", "3", 0),
+        ("nothing of the kind", "3", 0),
+        ("", "3", 0),
+        ("__import__('os').system('true')", "0", 0),
+    ],
+)
+def test_equal_mathematics_is_right(response, answer, right):
+    assert math_verify(response, answer) == right
+
+
+@has_math_verify
+def test_an_answer_that_never_ends_is_wrong_and_the_next_one_is_judged_again():
+    checker = MathChecker(seconds_per_answer=60)
+    assert checker.equal(r"\boxed{7}", "7")
+    checker._seconds = 0.5
+    for endless in (r"\boxed{9^{9^{9^{9^{9}}}}}", r"\boxed{(10^{9})!}"):
+        assert not checker.equal(endless, "7")
+    checker._seconds = 60
+    assert checker.equal(r"\boxed{7}", "7")
+    child = checker._child
+    child.send_signal(signal.SIGSTOP)  # as stuck as can be
+    checker._seconds = 0.5
+    assert not checker.equal(r"\boxed{7}", "7")
+    assert child.poll() is not None
+    checker._seconds = 60
+    assert checker.equal(r"\boxed{7}", "7")
+    checker.close()

@@ -530,3 +530,10 @@ def test_the_findings_are_made_from_the_stored_results():
     assert (DOCS / "findings.md").read_text() == page.text
     assert {file.stem for file in (DOCS / "figures").glob("*.png")} == set(page.figures)
     assert sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file()) <= 20e6
+
+
+def test_the_committed_results_are_those_of_the_runs_that_the_study_names():
+    # A new field of TrainConfig must not make strangers of finished runs: see ADDED_LATER.
+    wanted = {cell.fingerprint for cell in catalog.make_study("tuning").cells()}
+    stored = set(load_results("tuning").runs["fingerprint"])
+    assert stored and stored <= wanted

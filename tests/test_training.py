@@ -224,6 +224,17 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(tiny_config, tmp_pa
         torch.testing.assert_close(plain[key], recomputed[key], atol=1e-6, rtol=1e-4)
 
 
+def test_gradient_checkpointing_goes_on_after_an_update(tiny_config, tmp_path):
+    # Held-out accuracy is sampled with a cache, which recomputation in training mode does not allow.
+    plain, recomputed = (
+        run(tiny_config(output=str(tmp_path / str(again)), evaluate_every=1, gradient_checkpointing=again))
+        for again in (False, True)
+    )
+    assert recomputed.metrics["accuracy"].notna().all()
+    for name in ("accuracy", "reward", "tokens"):
+        assert recomputed.metrics[name].equals(plain.metrics[name])
+
+
 COMMAND = [sys.executable, "-m", "tgpo_lab", "train"]
 
 

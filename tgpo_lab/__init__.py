@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import TrainConfig
+    from .doctor import diagnose
     from .errors import InputError
     from .evaluation import evaluate
     from .methods import make_method
@@ -32,6 +33,7 @@ _HOMES = {
     "Pair": "pairs",
     "RunResult": "runs",
     "TrainConfig": "config",
+    "diagnose": "doctor",
     "evaluate": "evaluation",
     "load_pair": "pairs",
     "load_run": "runs",
@@ -47,6 +49,7 @@ __all__ = [
     "Pair",
     "RunResult",
     "TrainConfig",
+    "diagnose",
     "evaluate",
     "load_pair",
     "load_run",

@@ -218,5 +218,5 @@ def peak_memory() -> dict[str, int | None]:
 
 
 def _mean_prompt_length(config: TrainConfig, pair: Pair) -> int:
-    prompts = load_prompts(config.dataset or pair.prompts)["train"]["prompt"]
+    prompts = load_prompts(config.dataset or pair.prompts, **config.prompt_options)["train"]["prompt"]
     return round(sum(map(len, pair.encode(list(prompts)))) / len(prompts))

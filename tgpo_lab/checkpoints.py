@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
-from .files import write_json, written_folder
+from .files import write_json, write_text, written_folder
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 PREFIX = "step-"
@@ -41,15 +42,24 @@ def save_checkpoint(
     tokenizer: PreTrainedTokenizerBase,
     optimizer: torch.optim.Optimizer,
     keep: int,
+    *,
+    card: str = "",
+    write_student: Callable[[PreTrainedModel, Path], None] = PreTrainedModel.save_pretrained,
 ) -> Path:
-    """Write ``folder/step-NNNNNN``, whole or not at all, then remove all but the latest ``keep`` (0: none)."""
+    """Write ``folder/step-NNNNNN``, whole or not at all, then remove all but the latest ``keep`` (0: none).
+
+    ``card`` is its README.md; ``write_student`` writes the weights into a folder.
+    """
     target = folder / f"{PREFIX}{state.step:06d}"
     with written_folder(target) as writing:
         transformers_logging.disable_progress_bar()
-        student.save_pretrained(writing)
+        write_student(student, writing)
         tokenizer.save_pretrained(writing)
         save_file(_flatten(student, optimizer), writing / OPTIMIZER_FILE)
-        sizes = {file.name: file.stat().st_size for file in sorted(writing.iterdir())}
+        if card:
+            write_text(writing / "README.md", card)
+        files = sorted(file for file in writing.rglob("*") if file.is_file())
+        sizes = {file.relative_to(writing).as_posix(): file.stat().st_size for file in files}
         write_json(writing / STATE_FILE, {"step": state.step, "schedule": state.schedule, "file_sizes": sizes})
     if keep:
         for old in checkpoint_folders(folder)[:-keep]:

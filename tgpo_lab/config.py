@@ -9,8 +9,11 @@ from typing import Literal
 from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
+from .presets import PRESETS
+from .prompt_format import PromptFormat
 from .rewards import reward_function
 from .schedules import Schedule, parse_schedule
+from .trackers import require_trackers
 
 
 @dataclass(frozen=True)
@@ -27,15 +30,39 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     """Compute the student's activations again in the backward pass instead of storing them."""
 
+    lora_rank: int = 0
+    """Train adapters of this rank (LoRA, needs the extra lora) and freeze the student's own weights, which are then
+    kept in the chosen precision; 0 trains all weights."""
+    lora_alpha: float = 32.0
+    """Adapters are scaled by lora_alpha / lora_rank."""
+    lora_merged: bool = False
+    """Checkpoints hold the whole model with the adapters merged into it, and the adapters beside it; otherwise the
+    adapters alone, which load on top of the base."""
+
     # Prompts and reward
     dataset: str | None = None
-    """Folder with train.jsonl, a .jsonl file, or a dataset on the hub; left out, the pair's own prompts."""
+    """Folder with train.jsonl or train.parquet, such a file, or a dataset on the hub; left out, the pair's own."""
+    dataset_config: str | None = None
+    """Which configuration of a dataset that has several: main of openai/gsm8k."""
+    train_split: str = "train"
+    """Name of its split to train on."""
+    validation_split: str = "validation"
+    """Name of its split to hold out; without one, the last of the training prompts."""
     prompt_column: str = "prompt"
     """Column with the prompt text."""
     answer_column: str = "answer"
     """Column with the right answer."""
+    answer_after: str | None = None
+    """The right answer is what stands after the last such mark in its column: #### in openai/gsm8k."""
+    prompt_template: str = "{prompt}"
+    """Text around every prompt; {prompt} stands for it."""
+    chat_template: bool = False
+    """Put prompts as the user's turn into the chat template of the student's tokenizer."""
+    system_prompt: str | None = None
+    """System message of that chat; left out, what the template brings."""
     reward: str = "marked_answer"
-    """How a response is judged: marked_answer (the integer after the last #) or exact_match."""
+    """How a response is judged: marked_answer (the integer after the last #), exact_match, last_number, math_verify
+    (needs the extra math), or a function of yours as package.module:function."""
 
     # Method
     method: Method = field(default_factory=lambda: make_method("tgpo", tiny=True))
@@ -94,6 +121,8 @@ class TrainConfig:
     """Steps between checkpoints; one is always written at the start and at the end."""
     keep_checkpoints: int = 2
     """How many of the latest checkpoints stay on disk; 0 keeps all."""
+    trackers: tuple[str, ...] = ()
+    """Where metrics go beside metrics.jsonl: tensorboard, wandb, trackio."""
     seed: int = 0
     """Decides prompts, samples and every other random choice."""
 
@@ -109,10 +138,10 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "weight_decay", "evaluate_every", "measured_positions", "gradient_terms_every",
-                     "keep_checkpoints", "seed"):  # fmt: skip
+                     "keep_checkpoints", "seed", "lora_rank"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
-        for name in ("learning_rate", "max_gradient_norm"):
+        for name in ("learning_rate", "max_gradient_norm", "lora_alpha"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, but is {getattr(self, name)}.")
         if self.evaluation_temperature < 0:
@@ -135,13 +164,32 @@ class TrainConfig:
                 "a mini-batch holds whole groups."
             )
         reward_function(self.reward)
+        _ = self.prompt_format  # checks it
+        require_trackers(self.trackers)
+        if self.lora_merged and not self.lora_rank:
+            raise InputError("lora_merged merges adapters, but lora_rank is 0: there are none. Set lora_rank.")
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """How prompts are put before the models."""
+        return PromptFormat(self.chat_template, self.system_prompt, self.prompt_template)
+
+    @property
+    def prompt_options(self) -> dict[str, str | None]:
+        """What :func:`tgpo_lab.prompts.load_prompts` is to be told beside the dataset."""
+        return {
+            name: getattr(self, name)
+            for name in ("prompt_column", "answer_column", "answer_after", "dataset_config", "train_split",
+                         "validation_split")
+        }  # fmt: skip
 
     @classmethod
     def preset(cls, name: str, method: str = "tgpo", **changes: object) -> TrainConfig:
         """A configuration by name, with a method by name.
 
         Args:
-            name: ``tiny`` (a shipped pair on two CPU cores) or ``paper`` (the paper's settings).
+            name: ``tiny`` (a shipped pair on two CPU cores), ``paper`` (the paper's settings), ``gpu-24gb`` or
+                ``gpu-80gb`` (one card; by the arithmetic of :mod:`tgpo_lab.memory`).
             method: name of the method, with the options that suit the preset.
             changes: fields to change.
 
@@ -167,6 +215,7 @@ class TrainConfig:
             f.name: str(v) if isinstance(v := getattr(self.method, f.name), Schedule) else v
             for f in fields(self.method)
         }
+        values["trackers"] = list(self.trackers)  # as JSON has it
         values["method"] = {"class": type(self.method).__name__, **options}
         return values
 
@@ -183,30 +232,9 @@ class TrainConfig:
         for item in fields(method):
             if isinstance(options.get(item.name), str) and "Schedule" in str(item.type):
                 options[item.name] = parse_schedule(options[item.name])
+        if "trackers" in values:
+            values["trackers"] = tuple(values["trackers"])
         try:
             return cls(**values, method=method(**options))
         except TypeError as error:
             raise InputError(f"This is not a configuration of tgpo_lab: {error}.") from error
-
-
-PRESETS: dict[str, dict[str, object]] = {
-    "tiny": {},
-    # arXiv 2605.13230 and public code of the method: 128 prompts × 8 samples, two updates a batch,
-    # up to 8,192 new tokens, 300 steps.
-    "paper": {
-        "student": "Qwen/Qwen2.5-Math-7B",
-        "teacher": "Qwen/Qwen3-30B-A3B",
-        "precision": "bfloat16",
-        "gradient_checkpointing": True,
-        "steps": 300,
-        "prompts_per_step": 128,
-        "group_size": 8,
-        "max_new_tokens": 8192,
-        "learning_rate": 1e-6,
-        "mini_batches": 2,
-        "micro_batch_tokens": 16384,
-        "evaluate_every": 20,
-        "gradient_terms_every": 20,
-        "checkpoint_every": 20,
-    },
-}

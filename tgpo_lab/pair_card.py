@@ -140,7 +140,10 @@ def _opening(
     pair: Pair, encoded: list[list[int]], prompts: Dataset, max_new_tokens: int, reward: str
 ) -> tuple[str, float, float]:
     """The teacher's usual first token, its log-probability under the student, accuracy once it is forced."""
-    first = sample_responses(pair.teacher, encoded, 1, pair.end_tokens, pair.pad_token, temperature=0.0)
+    first = sample_responses(
+        pair.teacher, encoded, 1, pair.end_tokens, pair.pad_token,
+        temperature=0.0, vocabulary_size=pair.vocabulary_size,
+    )  # fmt: skip
     tokens = first.responses[:, 0].tolist()
     student = project_to_vocabulary(
         pair.student, response_hidden_states(pair.student, first), pair.vocabulary_size

@@ -14,6 +14,8 @@ from transformers.utils import logging as transformers_logging
 from .errors import InputError
 from .files import require_name
 from .policy import check_projection
+from .prompt_format import PLAIN, PromptFormat, end_of_turn
+from .shared_vocabulary import named_end_tokens, share_vocabulary, shared_end_tokens
 
 _PACKAGE = Path(__file__).resolve().parent
 # In a checkout the data stands beside the package, in an installed wheel inside it.
@@ -29,10 +31,16 @@ class Pair:
     teacher: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     vocabulary_size: int
-    """Ids from this one on are padded rows of a weight matrix, not tokens; they are cut away."""
+    """V: ids from this one on are padded rows of a weight matrix, or tokens that only one of the two has; they are cut
+    away (see :mod:`tgpo_lab.shared_vocabulary`)."""
     end_tokens: list[int]
+    """Any of these ends a response: those of the student and of the teacher."""
     prompts: Path | None
     """Folder with the prompts that belong to the pair, if it brings any."""
+    prompt_format: PromptFormat = PLAIN
+    """How prompts are put before the models."""
+    student_end_tokens: tuple[int, ...] = ()
+    """Those that the student named when it was loaded."""
 
     @property
     def pad_token(self) -> int:
@@ -43,12 +51,18 @@ class Pair:
         """Token ids of prompt texts, without padding.
 
         Raises:
-            InputError: a prompt without any token.
+            InputError: a prompt without any token, or with one that the teacher's tokenizer lacks.
         """
-        encoded = self.tokenizer(list(prompts), add_special_tokens=True, verbose=False)["input_ids"]
+        encoded = self.prompt_format.encode(self.tokenizer, list(prompts))
         for text, ids in zip(prompts, encoded, strict=True):
             if not ids:
                 raise InputError(f"The prompt {text!r} has no tokens. Give a prompt that is not empty.")
+            if max(ids) >= self.vocabulary_size:
+                stranger = self.tokenizer.convert_ids_to_tokens(max(ids))
+                raise InputError(
+                    f"The prompt {text!r} becomes {stranger!r} among others ({max(ids)}), which student and teacher "
+                    f"do not share: their shared ids end at {self.vocabulary_size}. Change the prompt or its format."
+                )
         return encoded
 
 
@@ -79,14 +93,18 @@ def load_pair(
     *,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
+    student_dtype: torch.dtype = torch.float32,
+    prompt_format: PromptFormat = PLAIN,
 ) -> Pair:
     """Load a shipped pair by name, or any pair by the student's and the teacher's path or hub name.
 
     Args:
         name_or_student_path: ``"near"``, ``"mid"``, ``"far"``, ``"far-fragile"``, or the student.
         teacher_path: the teacher; left out for a shipped pair.
-        dtype: of the teacher. The student's weights are float32: small updates vanish in bfloat16.
+        dtype: of the teacher.
         device: where both go.
+        student_dtype: of the student. Weights that are trained should be float32: small updates vanish in bfloat16.
+        prompt_format: how prompts are put before the models.
 
     Raises:
         InputError: unknown pair, a missing or damaged checkpoint, tokenizers or vocabularies that do
@@ -98,19 +116,30 @@ def load_pair(
         name = str(name_or_student_path)
     else:
         student_path, name = name_or_student_path, f"{name_or_student_path} + {teacher_path}"
-    tokenizer = load_tokenizer(student_path)
-    vocabulary_size = _shared_vocabulary(tokenizer, load_tokenizer(teacher_path), str(student_path), str(teacher_path))
-    student = load_model(student_path, torch.float32, device)
+    tokenizer, teacher_tokenizer = load_tokenizer(student_path), load_tokenizer(teacher_path)
+    shared = share_vocabulary(tokenizer, teacher_tokenizer, str(student_path), str(teacher_path))
+    student = load_model(student_path, student_dtype, device)
     teacher = load_model(teacher_path, dtype, device).requires_grad_(False)
-    for model, path in ((student, student_path), (teacher, teacher_path)):
+    for model, path, own in ((student, student_path, tokenizer), (teacher, teacher_path, teacher_tokenizer)):
         rows = model.get_output_embeddings().weight.shape[0]
-        if rows < vocabulary_size:
+        if rows < shared.size:
             raise InputError(
-                f"{path} has {rows} vocabulary rows, but the tokenizer has {vocabulary_size} tokens: "
+                f"{path} has {rows} vocabulary rows, but the tokenizer has {len(own)} tokens: "
                 "the checkpoint and the tokenizer do not belong together."
             )
         check_projection(model, str(path))
-    return Pair(name, student, teacher, tokenizer, vocabulary_size, _end_tokens(student, tokenizer), prompts)
+    own_ends = end_tokens(student, tokenizer, prompt_format)
+    teacher_ends = end_tokens(teacher, teacher_tokenizer, prompt_format)
+    both = shared_end_tokens(shared.size, own_ends, teacher_ends, (tokenizer, teacher_tokenizer))
+    if student.generation_config is not None and both != own_ends:
+        student.generation_config.eos_token_id = both  # whoever generates with the trained student has to stop there
+    return Pair(name, student, teacher, tokenizer, shared.size, both, prompts, prompt_format, tuple(own_ends))
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> list[int]:
+    """Ids that end a response of one model: those that it names and, in a chat, the end of the assistant's turn."""
+    turn = end_of_turn(tokenizer) if prompt_format.chat_template and tokenizer.chat_template else None
+    return sorted({*named_end_tokens(model, tokenizer), *([] if turn is None else [turn])})
 
 
 def require_room(
@@ -193,31 +222,3 @@ def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
             f"(shipped pairs: {', '.join(shipped_pairs())}). Check the path, the name and the network."
         )
     return f"The {what} in {path} could not be loaded ({reason}). Expected a Hugging Face folder with safetensors."
-
-
-def _shared_vocabulary(
-    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, student_path: str, teacher_path: str
-) -> int:
-    ours, theirs = student.get_vocab(), teacher.get_vocab()
-    if ours != theirs:
-        different = sorted(t for t in ours.keys() | theirs.keys() if ours.get(t) != theirs.get(t))
-        token = different[0]
-        raise InputError(
-            f"The tokenizers differ: {student_path} has {len(ours)} tokens and {teacher_path} has {len(theirs)}; "
-            f"{len(different)} disagree, for example {token!r} is {ours.get(token)} in the student and "
-            f"{theirs.get(token)} in the teacher. Token-level distillation needs one tokenizer: choose a teacher "
-            "with the student's tokenizer."
-        )
-    return max(ours.values()) + 1
-
-
-def _end_tokens(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    configured = student.generation_config.eos_token_id if student.generation_config is not None else None
-    ends = configured if isinstance(configured, list) else [configured]
-    ends = [e for e in (*ends, tokenizer.eos_token_id) if e is not None]
-    if not ends:
-        raise InputError(
-            f"{tokenizer.name_or_path} names no end-of-sequence token, so a response could never end. "
-            "Set eos_token in its tokenizer_config.json."
-        )
-    return sorted(set(ends))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
@@ -13,35 +15,95 @@ from .files import require_name
 SPLITS = ("train", "validation", "test")
 
 
-def load_prompts(source: str | Path, prompt_column: str = "prompt", answer_column: str = "answer") -> DatasetDict:
+@dataclass(frozen=True)
+class PromptColumns:
+    """Where prompts and answers stand in a dataset. openai/gsm8k: ``PromptColumns("question", "answer", "####")``."""
+
+    prompt: str = "prompt"
+    """Column with the prompt text."""
+    answer: str = "answer"
+    """Column with the right answer."""
+    answer_after: str | None = None
+    """The answer is what stands after the last of these marks in that column; None for all of it."""
+
+    def row(self, row: object, place: str) -> dict[str, str]:
+        """A row of any dataset as ``{"prompt": …, "answer": …}``, both text.
+
+        Raises:
+            InputError: a column is missing, holds no text or no answer. ``place`` says where it was.
+        """
+        columns = (self.prompt, self.answer)
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{place}: expected a JSON object with the keys {columns}, but found {type(row).__name__}."
+            )
+        for column in columns:
+            value = row.get(column)
+            if not isinstance(value, (str, int)) or isinstance(value, bool) or str(value).strip() == "":
+                found = f"{column}={value!r}" if column in row else f"the keys {sorted(row)}"
+                raise InputError(f"{place}: expected text under the key {column!r}, but found {found}.")
+        return {"prompt": str(row[self.prompt]), "answer": self._answer(str(row[self.answer]), place)}
+
+    def _answer(self, text: str, place: str) -> str:
+        if self.answer_after is None:
+            return text
+        _, mark, answer = text.rpartition(self.answer_after)
+        if not mark or not answer.strip():
+            raise InputError(
+                f"{place}: expected the answer after {self.answer_after!r} under the key {self.answer!r}, but found "
+                f"{text[-60:]!r}. Change answer_after, or leave it out where the column holds the answer alone."
+            )
+        return answer.strip()
+
+
+def load_prompts(
+    source: str | Path,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    *,
+    answer_after: str | None = None,
+    dataset_config: str | None = None,
+    train_split: str = "train",
+    validation_split: str = "validation",
+) -> DatasetDict:
     """Load prompts and answers.
 
     Args:
-        source: a folder with ``train.jsonl`` and, if there are any, ``validation.jsonl`` and ``test.jsonl``;
-            one ``.jsonl`` file (taken as train); or the name of a dataset on the Hugging Face hub.
+        source: a folder with a file for each split (``train.jsonl``, ``test.parquet``, or parts as on the hub:
+            ``train-00000-of-00002.parquet``), in itself or in its folders ``data`` or ``dataset_config``; one .jsonl
+            or .parquet file (taken as train); or the name of a dataset on the Hugging Face hub.
         prompt_column: name of the column with the prompt text.
         answer_column: name of the column with the answer text.
+        answer_after: the answer is what stands after the last such mark; None for the whole text.
+        dataset_config: which configuration of a dataset that has several ("main" of openai/gsm8k).
+        train_split: name of its split to train on.
+        validation_split: name of the split to hold out, if there is one.
 
     Returns:
-        Splits with the columns ``prompt`` and ``answer``, both text.
+        Splits ``train`` and, if there are any, ``validation`` and ``test`` with the columns ``prompt`` and
+        ``answer``, both text.
 
     Raises:
         InputError: nothing there, a malformed or empty file, a missing column, a prompt in two splits.
     """
     path = Path(source)
-    columns = (prompt_column, answer_column)
+    columns = PromptColumns(prompt_column, answer_column, answer_after)
+    if train_split == validation_split:
+        raise InputError(
+            f"train_split and validation_split are both {train_split!r}: what is trained on cannot be held out."
+        )
+    names = {"train": train_split, "validation": validation_split}
+    if "test" not in names.values():
+        names["test"] = "test"
     require_name(path)
     if path.is_dir():
-        files = {split: path / f"{split}.jsonl" for split in SPLITS if (path / f"{split}.jsonl").is_file()}
-        if "train" not in files:
-            raise InputError(f"{path} has no train.jsonl. Put one JSON object a line there, with {columns}.")
-        splits = DatasetDict({split: _read_jsonl(file, columns) for split, file in files.items()})
+        splits = _from_folder(path, names, dataset_config, columns)
     elif path.exists():
-        splits = DatasetDict({"train": _read_jsonl(path, columns)})
-    elif path.suffix in {".jsonl", ".json"} or str(source).startswith((".", "/")):
+        splits = DatasetDict({"train": _read([path], columns)})
+    elif path.suffix in {".jsonl", ".json", ".parquet"} or str(source).startswith((".", "/")):
         raise InputError(f"There is no prompt file or folder {path}. Give an existing one.")
     else:
-        splits = _from_hub(str(source), columns)
+        splits = _from_hub(str(source), names, dataset_config, columns)
     _refuse_overlap(splits, source)
     return splits
 
@@ -70,52 +132,82 @@ def known_answers(splits: DatasetDict) -> dict[str, str]:
     return {row["prompt"]: row["answer"] for name in order for row in splits[name]}
 
 
-def _read_jsonl(file: Path, columns: tuple[str, str]) -> Dataset:
+def _from_folder(path: Path, names: dict[str, str], config: str | None, columns: PromptColumns) -> DatasetDict:
+    folders = [path / config] if config is not None else [path, path / "data"]
+    found: dict[str, list[Path]] = {}
+    for split, name in names.items():
+        for folder in folders:
+            whole = [f for ending in ("jsonl", "parquet") if (f := folder / f"{name}.{ending}").is_file()]
+            parts = sorted(folder.glob(f"{name}-*-of-*.parquet"))
+            if (whole or parts) and split not in found:
+                found[split] = whole[:1] or parts
+    if "train" not in found:
+        # A file with the split's name is what anyone would make by hand.
+        raise InputError(
+            f"{folders[0]} has no {names['train']}.jsonl and no {names['train']}.parquet. Put one JSON object a line "
+            f"there, with {(columns.prompt, columns.answer)}, or name the split with train_split."
+        )
+    return DatasetDict({split: _read(files, columns) for split, files in found.items()})
+
+
+def _read(files: list[Path], columns: PromptColumns) -> Dataset:
+    rows = [row for file in files for row in (_parquet if file.suffix == ".parquet" else _jsonl)(file, columns)]
+    if not rows:
+        raise InputError(
+            f"{files[0]} has no prompts. Expected rows (in .jsonl, one JSON object a line) with "
+            f"{(columns.prompt, columns.answer)}."
+        )
+    return Dataset.from_list(rows)
+
+
+def _jsonl(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
     rows = []
     number = 1
     with file.open("rb") as lines:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    rows.append(_check_row(json.loads(line.decode("utf-8")), columns, f"{file}, line {number}"))
+                    rows.append(columns.row(json.loads(line.decode("utf-8")), f"{file}, line {number}"))
                     rows[-1]["prompt"].encode(), rows[-1]["answer"].encode()
         except (ValueError, RecursionError) as error:
             raise InputError(
                 f"{file}, line {number}: not a JSON object ({error}). Expected one like "
-                f'{{"{columns[0]}": "47+85=", "{columns[1]}": "132"}} on each line.'
+                f'{{"{columns.prompt}": "47+85=", "{columns.answer}": "132"}} on each line.'
             ) from error
-    if not rows:
-        raise InputError(f"{file} has no prompts. Expected one JSON object a line, with {columns}.")
-    return Dataset.from_list(rows)
+    return rows
 
 
-def _check_row(row: object, columns: tuple[str, str], place: str) -> dict[str, str]:
-    if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object with the keys {columns}, but found {type(row).__name__}.")
-    for column in columns:
-        value = row.get(column)
-        if not isinstance(value, (str, int)) or isinstance(value, bool) or str(value).strip() == "":
-            found = f"{column}={value!r}" if column in row else f"the keys {sorted(row)}"
-            raise InputError(f"{place}: expected text under the key {column!r}, but found {found}.")
-    return {"prompt": str(row[columns[0]]), "answer": str(row[columns[1]])}
-
-
-def _from_hub(name: str, columns: tuple[str, str]) -> DatasetDict:
+def _parquet(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
     try:
-        loaded = load_dataset(name)
+        rows = Dataset.from_parquet(str(file), keep_in_memory=True)
+    except Exception as error:  # the reader raises many kinds; to the user they are one
+        raise InputError(f"{file} is no Parquet file that can be read ({type(error).__name__}).") from error
+    return _checked(rows, columns, str(file))
+
+
+def _from_hub(name: str, names: dict[str, str], config: str | None, columns: PromptColumns) -> DatasetDict:
+    try:
+        loaded = load_dataset(name, config)
     except Exception as error:  # the hub raises many kinds; to the user they are one
+        reason = str(error).strip().split("\n")[0][:200]
         raise InputError(
             f"{name!r} is neither an existing file or folder nor a dataset that could be loaded from the hub "
-            f"({type(error).__name__}). Give a folder with train.jsonl, or check the name and the network."
+            f"({type(error).__name__}: {reason}). Give a folder with train.jsonl, or check the name, dataset_config "
+            "and the network."
         ) from error
+    if names["train"] not in loaded:
+        raise InputError(f"{name} has no split {names['train']!r}: set train_split to one of {', '.join(loaded)}.")
     return DatasetDict(
         {
-            split: Dataset.from_list(
-                [_check_row(row, columns, f"{name}, {split}, row {i}") for i, row in enumerate(rows)]
-            )
-            for split, rows in loaded.items()
+            split: Dataset.from_list(_checked(loaded[own], columns, f"{name}, {own}"))
+            for split, own in names.items()
+            if own in loaded
         }
     )
+
+
+def _checked(rows: Iterable[dict], columns: PromptColumns, source: str) -> list[dict[str, str]]:
+    return [columns.row(row, f"{source}, row {number}") for number, row in enumerate(rows)]
 
 
 def _refuse_overlap(splits: DatasetDict, source: str | Path) -> None:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .errors import InputError
+from .imported_reward import ImportedReward
+from .math_answers import math_verify, require_math_verify
 from .rollouts import Rollouts
 
 ANSWER_MARK = "#"
 # ASCII digits alone: "\d" would take digits of every script. The length bound keeps odd input cheap.
 PLAIN_INTEGER = re.compile(r"-?[0-9]{1,64}")
+# 42, -7, 3.50, 1,234,567. A minus after a digit, a letter or a bracket is a subtraction.
+NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
 
 
 def marked_answer(response: str, answer: str) -> float:
@@ -34,17 +39,51 @@ def exact_match(response: str, answer: str) -> float:
     return float(response.strip() == answer.strip())
 
 
-REWARDS: dict[str, Callable[[str, str], float]] = {"marked_answer": marked_answer, "exact_match": exact_match}
+def last_number(response: str, answer: str) -> float:
+    """1.0 if the last number of the response has the value of the answer's last number: 1,234.50 is 1234.5.
+
+    Numbers are decimal, with or without commas between thousands. It fits datasets such as openai/gsm8k and
+    responses that end in any words.
+
+    Raises:
+        InputError: the answer has no number.
+    """
+    expected, said = _last(answer), _last(response)
+    if expected is None:
+        raise InputError(
+            f"The reward last_number compares numbers, but the right answer {answer[-200:]!r} has none. Choose another "
+            "reward, or name the column with the answers."
+        )
+    return float(said == expected)
+
+
+def _last(text: str) -> Decimal | None:
+    numbers = NUMBER.findall(text)
+    return Decimal(numbers[-1].replace(",", "")) if numbers else None
+
+
+REWARDS: dict[str, Callable[[str, str], float]] = {
+    "marked_answer": marked_answer,
+    "exact_match": exact_match,
+    "last_number": last_number,
+    "math_verify": math_verify,
+}
 
 
 def reward_function(name: str) -> Callable[[str, str], float]:
-    """Reward by name.
+    """Reward by name, or a function of one's own by its import path ``package.module:function``.
 
     Raises:
-        InputError: unknown name.
+        InputError: unknown name, a package that is not installed, or a function that cannot be imported.
     """
+    if ":" in name:
+        return ImportedReward(name)
     if name not in REWARDS:
-        raise InputError(f"Unknown reward {name!r}: choose one of {', '.join(sorted(REWARDS))}.")
+        raise InputError(
+            f"Unknown reward {name!r}: choose one of {', '.join(sorted(REWARDS))}, or package.module:function."
+        )
+    if name == "math_verify":
+        require_math_verify()
     return REWARDS[name]
 
 

@@ -20,7 +20,7 @@ from .provenance import provenance
 
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 # A resumed run may be longer, kept or shown otherwise; everything else decides its numbers.
-CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints"}
+CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints", "trackers"}
 
 
 @dataclass

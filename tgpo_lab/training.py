@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .allocator import keep_freed_memory
 from .batch import Batch
@@ -25,11 +25,13 @@ from .clock import Clock
 from .config import TrainConfig
 from .errors import InputError
 from .evaluation import evaluate
+from .lora import add_adapters, load_adapters, require_peft, save_merged
 from .measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
 from .methods import method_name
 from .metrics import MetricsLog, metrics_frame
 from .micro_batches import split_rows
 from .mini_batches import mini_batches, rows_of_groups
+from .model_card import model_card
 from .pairs import Pair, load_model, load_pair, require_room
 from .progress import TrainingProgress
 from .prompts import load_prompts, training_and_held_out
@@ -41,6 +43,7 @@ from .sampling import sample_responses
 from .stopping import NonFiniteError, StopRequest, save_failed_batch
 from .student_pass import StudentPass, accumulate_gradients
 from .teacher import ask_teacher
+from .trackers import tracked, tracking_accelerator
 
 _TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -61,13 +64,20 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         InputError: something in the configuration, the pair or the folder cannot work.
         NonFiniteError: a loss or gradient became infinite or NaN; the batch is saved, no update made.
     """
-    accelerator = Accelerator(mixed_precision="no")  # see autocast() below
+    if config.lora_rank:
+        require_peft()
+    accelerator = tracking_accelerator(config)
     if accelerator.num_processes > 1:
         raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
     keep_freed_memory()
 
     # ── Pair, prompts, optimiser ─────────────────────────────────────────────────────────────────
-    pair = load_pair(config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device)
+    pair = load_pair(
+        config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device,
+        # Frozen weights need no room for small updates.
+        student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
+        prompt_format=config.prompt_format,
+    )  # fmt: skip
     if config.method.top_k > pair.vocabulary_size:
         raise InputError(
             f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
@@ -75,7 +85,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     source = config.dataset or pair.prompts
     if source is None:
         raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
-    splits = load_prompts(source, config.prompt_column, config.answer_column)
+    splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     directory = Path(config.output)
@@ -84,9 +94,14 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         check_resumable(config, directory)
         checkpoint = latest_checkpoint(directory)
         first_step = read_state(checkpoint).step
-        pair.student = load_model(checkpoint, torch.float32, accelerator.device)
+        if config.lora_rank:
+            load_adapters(pair.student, checkpoint)
+        else:
+            pair.student = load_model(checkpoint, torch.float32, accelerator.device)
     else:
         start_run(config)
+        if config.lora_rank:
+            add_adapters(pair.student, config.lora_rank, config.lora_alpha, config.seed)
     student, teacher = pair.student, pair.teacher
     if config.gradient_checkpointing:
         # The old name warns from transformers 5.23 on, the new one is missing before.
@@ -113,10 +128,11 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             pair.tokenizer,
             optimizer,
             config.keep_checkpoints,
+            card=model_card(config, log.rows, step),
+            write_student=save_merged if config.lora_merged else PreTrainedModel.save_pretrained,
         )
 
     def autocast() -> torch.autocast:
-        # Accelerate's own mixed precision is fixed once for a process; this can differ from run to run.
         return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
     def passes(batch: Batch, rows: Tensor) -> Iterator[StudentPass]:
@@ -134,10 +150,11 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     judge = reward_function(config.reward)
     step, seconds_save = first_step, 0.0
     progress = TrainingProgress(method_name(method), first_step, config.steps, show_progress)
-    with StopRequest() as stop, progress:
+    with StopRequest() as stop, progress, tracked(accelerator, config) as track:
         while step < config.steps and not stop.requested:
             torch.manual_seed(derived_seed(config.seed, "step", step))  # for dropout, where a model has any
             row: dict[str, float] = {"step": step}
+            student.eval()
             clock.start()
 
             # ── Held-out accuracy, before the update of this step ────────────────────────────────
@@ -148,7 +165,6 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             # ── Sample ───────────────────────────────────────────────────────────────────────────
             chosen = training_prompts[rows_of_step(config.seed, step, config.prompts_per_step, len(training_prompts))]
             prompts = pair.encode(chosen["prompt"])
-            student.eval()
             with autocast():
                 rollouts, from_teacher = _sample(config, pair, prompts, step)
             row["seconds_sample"] = clock.lap()
@@ -248,6 +264,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             row["seconds_measure"] = seconds_measure + clock.lap()
             row["seconds_save"] = seconds_save
             log.append(row)
+            track(row)
             step += 1
             progress.update(step, row)
 
@@ -257,12 +274,13 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 save(step)
                 seconds_save = clock.lap()
 
-    # ── End ──────────────────────────────────────────────────────────────────────────────────────
-    student.eval()
-    completed = step >= config.steps
-    if completed and not any(row["step"] == config.steps for row in log.rows):
-        log.append({"step": config.steps, "accuracy": held_out_accuracy()})
-    elif not completed:
+        # ── End ──────────────────────────────────────────────────────────────────────────────────
+        student.eval()
+        completed = step >= config.steps
+        if completed and not any(row["step"] == config.steps for row in log.rows):
+            log.append({"step": config.steps, "accuracy": held_out_accuracy()})
+            track(log.rows[-1])
+    if not completed:
         progress.say(f"Stopped after step {step} of {config.steps}. To go on: tgpo-lab train --resume {directory}")
     return RunResult(directory, config, metrics_frame(log.rows), student, completed)
 

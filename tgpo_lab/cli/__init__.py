@@ -60,6 +60,12 @@ def _train(arguments: list[str]) -> int:
     return train_command(arguments)
 
 
+def _doctor(arguments: list[str]) -> int:
+    from .doctor import doctor_command
+
+    return doctor_command(arguments)
+
+
 def _evaluate(arguments: list[str]) -> int:
     from .evaluate import evaluate_command
 
@@ -93,6 +99,7 @@ def _bench(arguments: list[str]) -> int:
 COMMANDS: dict[str, tuple[Callable[[list[str]], int], str]] = {
     "demo": (_demo, "train reverse KL, GRPO and TGPO on the far pair, and write a report"),
     "train": (_train, "train the student of any pair with any method"),
+    "doctor": (_doctor, "examine a pair, its prompts and the batch before training"),
     "evaluate": (_evaluate, "accuracy of a student or teacher on held-out prompts"),
     "pairs": (_pairs, "list, measure or rebuild pairs"),
     "study": (_study, "run a named study over methods, pairs and seeds, or report on it"),

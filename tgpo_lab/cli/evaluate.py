@@ -12,6 +12,7 @@ import tyro
 from ..errors import InputError
 from ..evaluation import evaluate, pair_prompts
 from ..pairs import load_model, load_pair
+from ..prompt_format import PromptFormat
 from ..prompts import load_prompts
 from ..runs import latest_checkpoint, read_config
 
@@ -30,12 +31,22 @@ class EvaluateOptions:
     """A training run's folder: its newest student answers instead."""
     dataset: str | None = None
     """Folder or file with prompts, or a hub name; left out, the pair's own."""
+    dataset_config: str | None = None
+    """Which configuration of a dataset that has several."""
     split: Literal["train", "validation", "test"] = "test"
     """Which prompts."""
     prompt_column: str = "prompt"
     """Column with the prompt text."""
     answer_column: str = "answer"
     """Column with the right answer."""
+    answer_after: str | None = None
+    """The right answer is what stands after the last such mark in its column."""
+    prompt_template: str = "{prompt}"
+    """Text around every prompt; {prompt} stands for it. Of a run, its own is used."""
+    chat_template: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Put prompts into the chat template of the student's tokenizer. Of a run, its own choice is used."""
+    system_prompt: str | None = None
+    """System message of that chat."""
     count: int | None = None
     """The first so many prompts; all if left out."""
     temperature: float = 0.0
@@ -45,7 +56,7 @@ class EvaluateOptions:
     max_new_tokens: int = 80
     """Responses are cut after so many tokens."""
     reward: str = "marked_answer"
-    """How a response is judged: marked_answer or exact_match."""
+    """How a response is judged: marked_answer, exact_match, last_number, math_verify or package.module:function."""
     show: int = 0
     """Print so many responses."""
     seed: int = 0
@@ -65,7 +76,13 @@ def evaluate_command(arguments: list[str]) -> int:
     if options.dataset is None:
         prompts = pair_prompts(pair, options.split)
     else:
-        splits = load_prompts(options.dataset, options.prompt_column, options.answer_column)
+        splits = load_prompts(
+            options.dataset,
+            options.prompt_column,
+            options.answer_column,
+            answer_after=options.answer_after,
+            dataset_config=options.dataset_config,
+        )
         if options.split not in splits:
             raise InputError(f"{options.dataset} has no split {options.split!r}: it has {', '.join(splits)}.")
         prompts = splits[options.split]
@@ -96,8 +113,9 @@ def _pair_and_model(options: EvaluateOptions):
     if options.run is not None and options.model == "teacher":
         raise InputError("--run evaluates the run's student; leave --model teacher out.")
     if options.run is None:
-        pair = load_pair(options.student, options.teacher)
+        form = PromptFormat(options.chat_template, options.system_prompt, options.prompt_template)
+        pair = load_pair(options.student, options.teacher, prompt_format=form)
         return pair, pair.student if options.model == "student" else pair.teacher
     config = read_config(Path(options.run))
-    pair = load_pair(config.student, config.teacher)
+    pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format)
     return pair, load_model(latest_checkpoint(Path(options.run)), torch.float32, "cpu")

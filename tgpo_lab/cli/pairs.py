@@ -49,7 +49,7 @@ def measure(
         dataset: Folder or file with prompts, or a hub name; left out, the pair's own.
         count: Number of prompts.
         max_new_tokens: Responses are cut after so many tokens.
-        reward: How a response is judged: marked_answer or exact_match.
+        reward: How a response is judged, as in training: marked_answer, last_number, package.module:function, …
         seed: Decides the samples.
         output: Folder to write card.json and README.md to.
     """

@@ -41,14 +41,23 @@ def train_command(arguments: list[str]) -> int:
     return 0 if result.completed else 130
 
 
-def parse_training(arguments: list[str]) -> tuple[Choice, TrainConfig]:
+def parse_training(
+    arguments: list[str], command: str = "train", purpose: str = "Train the student of a pair."
+) -> tuple[Choice, TrainConfig]:
     """Read the command line in two passes: preset and method first, then the flags that these bring.
+
+    Args:
+        arguments: words after the command.
+        command: its name, and
+        purpose: what it is for, both for ``--help``.
 
     Raises:
         InputError: impossible values.
         SystemExit: wrong flags (status 2) or ``--help``.
     """
-    choice, rest = tyro.cli(Choice, args=arguments, return_unknown_args=True, add_help=False, prog="tgpo-lab train")
+    choice, rest = tyro.cli(
+        Choice, args=arguments, return_unknown_args=True, add_help=False, prog=f"tgpo-lab {command}"
+    )
     if choice.resume is not None:
         for name, value in (("method", choice.method), ("preset", choice.preset)):
             if any(a.split("=")[0] == f"--{name}" for a in arguments):
@@ -59,7 +68,11 @@ def parse_training(arguments: list[str]) -> tuple[Choice, TrainConfig]:
         default = default.with_changes(output="")
     with schedule_flags():
         config = tyro.cli(
-            type(default), default=default, args=rest, prog="tgpo-lab train", description=_description(choice)
+            type(default),
+            default=default,
+            args=rest,
+            prog=f"tgpo-lab {command}",
+            description=_description(choice, purpose),
         )
     if not config.output:
         config = config.with_changes(output=f"runs/{choice.method}-{Path(config.student).name}")
@@ -85,10 +98,10 @@ def schedule_flags() -> ConstructorRegistry:
     return registry
 
 
-def _description(choice: Choice) -> str:
+def _description(choice: Choice, purpose: str) -> str:
     methods = "\n".join(f"  {entry.name:24} {entry.summary}" for entry in method_entries())
     return (
-        "Train the student of a pair. These four flags decide the defaults and the options below:\n\n"
+        f"{purpose} These four flags decide the defaults and the options below:\n\n"
         f"  --preset NAME          {' or '.join(PRESETS)} (now: {choice.preset})\n"
         f"  --method NAME          one of the methods (now: {choice.method})\n"
         "  --resume FOLDER        go on with the run in that folder\n"

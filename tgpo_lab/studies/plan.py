@@ -21,6 +21,14 @@ DIALS = ("opening_logprob", "reverse_kl", "forward_kl", "rejected", "agreement",
 """Figures of a pair's card that stand beside each of its runs."""
 
 
+# Fields of TrainConfig that are younger than the first results. At their defaults they are left out of a run's
+# fingerprint: then they change nothing, and the results stay those of the same runs.
+ADDED_LATER = (
+    "answer_after", "chat_template", "dataset_config", "lora_alpha", "lora_merged", "lora_rank", "prompt_template",
+    "system_prompt", "trackers", "train_split", "validation_split",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Variant:
     """A method with its options, under the name that tables and figures give it."""
@@ -65,7 +73,10 @@ class Cell:
     def fingerprint(self) -> str:
         """Digest of everything that decides the run's numbers: configuration, look, the pair's recipe, the version
         of the loop. (The same recipe gives other weights on another kind of processor: see ``pair_digest``.)"""
-        return digest([self._config(student=self.pair, output="any").as_dict(), self.look, self.recipe, LOOP_VERSION])
+        config = self._config(student=self.pair, output="any")
+        unchanged = {name for name in ADDED_LATER if getattr(config, name) == getattr(TrainConfig(), name)}
+        values = {name: value for name, value in config.as_dict().items() if name not in unchanged}
+        return digest([values, self.look, self.recipe, LOOP_VERSION])
 
     def _config(self, **places: str) -> TrainConfig:
         method = make_method(self.variant.method, tiny=True, **self.variant.options)

@@ -144,8 +144,8 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
         result = train(config, show_progress=False)
         if not result.completed:
             return False
-        pair = load_pair(config.student, config.teacher)
-        prompts = load_prompts(config.dataset or pair.prompts)["test"]
+        pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format)
+        prompts = load_prompts(config.dataset or pair.prompts, **config.prompt_options)["test"]
         tested = evaluate(
             pair, result.student, prompts=prompts, temperature=config.evaluation_temperature, seed=config.seed,
             max_new_tokens=config.max_new_tokens, reward=config.reward,

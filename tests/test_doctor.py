@@ -1,0 +1,342 @@
+"""The examination before training: every warning and refusal is caused on a small pair."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import AddedToken, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tgpo_lab import doctor_checks, logprob_noise
+from tgpo_lab.doctor import diagnose
+from tgpo_lab.pairs import load_pair
+from tgpo_lab.training import train
+
+FINE = {"tokenizers", "chat template", "memory", "disk", "vocabulary", "end tokens", "prompts", "opening",
+        "self-distillation", "sampling noise", "divergence"}  # fmt: skip
+
+
+@pytest.fixture
+def examine(tiny_config, tmp_path):
+    """A function that examines the random pair with some settings changed; nothing is written."""
+
+    def run(device="cpu", available_memory=None, **changes):
+        before = sorted(tmp_path.rglob("*"))
+        found = diagnose(tiny_config(tmp_path, **changes), prompts=4, device=device, available_memory=available_memory)
+        assert sorted(tmp_path.rglob("*")) == before
+        return found
+
+    return run
+
+
+def texts(found, level: str, subject: str) -> str:
+    return "\n".join(f"{f.text} {f.change}" for f in found.findings if (f.level, f.subject) == (level, subject))
+
+
+@pytest.fixture
+def altered(random_pair, tmp_path):
+    """A function that copies a model of the random pair and lets ``change(model, tokenizer)`` alter it."""
+
+    def make(role: str, change) -> str:
+        folder = Path(shutil.copytree(getattr(random_pair, role), tmp_path / f"altered-{role}"))
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+        change(model, tokenizer)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return str(folder)
+
+    return make
+
+
+def more_tokens(*tokens: str, rows: int = 2176, loud: bool = False):
+    def change(model, tokenizer):
+        tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in tokens])
+        torch.manual_seed(0)
+        model.resize_token_embeddings(rows, mean_resizing=False)
+        weight = model.get_output_embeddings().weight.data
+        weight[2048:] = 0
+        if loud:  # one of the two is the most probable token, whatever the hidden state
+            weight[2048] = 100 * weight[7]
+            weight[2049] = -weight[2048]
+
+    return change
+
+
+# ── All is well ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_pair_that_works_is_looked_at_from_all_sides(examine):
+    found = examine(max_new_tokens=12)
+    assert {f.subject for f in found.findings if f.level == "ok"} == FINE
+    assert not [f for f in found.findings if f.level != "ok" and f.subject != "divergence"]
+    assert found.card is not None and found.card.prompts == 4
+    assert json.loads(json.dumps(found.as_dict()))["status"] == found.status
+
+
+def test_what_the_doctor_passes_can_be_trained(examine, tiny_config, tmp_path):
+    assert examine().status < 2
+    assert train(tiny_config(tmp_path), show_progress=False).completed
+
+
+def test_the_command_takes_the_options_of_training(command, random_pair, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    flags = ["--student", random_pair.student, "--teacher", random_pair.teacher, "--dataset", random_pair.prompts]
+    flags += ["--max-new-tokens=12", "--evaluation-prompts=4", "--prompts-per-step=2"]
+    status, printed, error = command("doctor", *flags)
+    assert status in (0, 1) and error == "" and "This run can start" in printed
+    for subject in FINE:
+        assert re.search(rf"^ok +{subject} ", printed, re.MULTILINE), subject
+    status, printed, _ = command("doctor", *flags, "--max-new-tokens=128")
+    assert status == 2 and re.search(r"^refused .*128", printed, re.MULTILINE) and "This run cannot work" in printed
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_pair_that_is_not_there(command):
+    status, printed, _ = command("doctor", "--student", "nobody/a", "--teacher", "nobody/b")
+    assert status == 2 and "nobody/a" in printed and "Traceback" not in printed
+
+
+# ── Tokenizers and ends ──────────────────────────────────────────────────────────────────────────
+
+
+def test_tokens_that_only_one_has_are_named(examine, altered):
+    found = examine(teacher=altered("teacher", more_tokens("<a>", "<b>")))
+    said = texts(found, "warning", "tokenizers")
+    assert "2 tokens" in said and "'<a>' (2048), '<b>' (2049)" in said and "cut from both" in said
+    assert "Student 2048 rows, teacher 2176, shared tokens 2048. Those above are cut." in texts(
+        found, "ok", "vocabulary"
+    )
+    assert found.status == 1
+
+
+def test_tokenizers_that_do_not_fit_are_refused(examine, random_pair, tmp_path):
+    folder = Path(shutil.copytree(random_pair.teacher, tmp_path / "swapped"))
+    text = (folder / "tokenizer.json").read_text()
+    (folder / "tokenizer.json").write_text(text.replace('" pebble"', '" pebbIe"') if '" pebble"' in text else
+                                           text.replace('"+"', '"±"', 1))  # fmt: skip
+    found = examine(teacher=str(folder))
+    assert found.status == 2
+    (refusal,) = [f for f in found.findings if f.level == "refused"]
+    assert str(random_pair.student) in refusal.text and str(folder) in refusal.text
+
+
+def test_a_token_before_every_text_in_one_of_the_two(examine, altered):
+    def change(model, tokenizer):
+        tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+            single="<eos> $A", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+        )
+
+    found = examine(teacher=altered("teacher", change))
+    assert "puts nothing around a text" in texts(found, "warning", "tokenizers")
+    assert "['<eos>']" in texts(found, "warning", "tokenizers")
+
+
+def test_ends_that_differ_are_warned_about(examine, altered, tokenizer):
+    def change(model, tokenizer):
+        model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</think>")]
+
+    teacher = altered("teacher", change)
+    said = texts(examine(teacher=teacher), "warning", "end tokens")
+    assert "The student ends with '<eos>', the teacher with '<eos>', '</think>'" in said
+    assert "any of '<eos>', '</think>' ends a response" in said
+
+
+def test_an_end_that_the_student_lacks_is_refused(examine, altered, random_pair):
+    def change(model, tokenizer):
+        more_tokens("<end>")(model, tokenizer)
+        tokenizer.eos_token = "<end>"
+        model.generation_config.eos_token_id = 2048
+
+    teacher = altered("teacher", change)
+    found = examine(teacher=teacher)
+    refusal = next(f for f in found.findings if f.level == "refused")
+    assert found.status == 2
+    assert all(part in refusal.text for part in ("'<end>'", teacher, str(random_pair.student)))
+
+
+def test_a_teacher_that_opens_with_a_foreign_token(examine, altered, random_pair):
+    found = examine(teacher=altered("teacher", more_tokens("<a>", "<b>", rows=2050, loud=True)))
+    said = texts(found, "warning", "opening")
+    assert re.search(r"On [1-4] of 4 prompts the teacher .* would open with .*'<[ab]>'", said)
+    assert str(random_pair.student) in said and "lacks" in said
+
+
+# ── Chat templates ───────────────────────────────────────────────────────────────────────────────
+
+TEMPLATE = "{% for m in messages %}?{{ m['content'] }};{% endfor %}{% if add_generation_prompt %}:{% endif %}"
+
+
+def templated(template: str):
+    def change(model, tokenizer):
+        tokenizer.chat_template = template
+
+    return change
+
+
+def test_chat_templates_are_compared(examine, altered, random_pair, tmp_path):
+    student = altered("student", templated(TEMPLATE))
+    assert "template of the student; chat_template would use it" in texts(
+        examine(student=student), "ok", "chat template"
+    )
+    found = examine(student=student, chat_template=True)
+    assert "; the teacher has none" in texts(found, "warning", "chat template")
+    same = altered("teacher", templated(TEMPLATE))
+    found = examine(student=student, teacher=same, chat_template=True)
+    assert texts(found, "ok", "chat template").startswith("Both write '?…;:'")
+    shutil.rmtree(same)
+    other = altered("teacher", templated(TEMPLATE.replace("?", "*")))
+    found = examine(student=student, teacher=other, chat_template=True)
+    assert "writes '?…;:', the teacher's '*…;:'" in texts(found, "warning", "chat template")
+
+
+def test_a_chat_without_a_template_is_refused(examine):
+    found = examine(chat_template=True)
+    assert found.status == 2 and "has no chat template" in found.findings[-1].text
+
+
+# ── Prompts ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_prompts_that_leave_no_room_are_refused(examine):
+    found = examine(max_new_tokens=125)
+    assert found.status == 2 and "made for at most 128" in found.findings[-1].text
+
+
+def test_without_prompts_nothing_can_be_trained(examine):
+    assert "No prompts" in examine(dataset=None).findings[-1].text
+
+
+def test_answers_that_the_reward_cannot_read_are_refused(examine, tmp_path):
+    rows = [{"prompt": f"1+{n % 9}=", "answer": "seven"} for n in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = examine(dataset=str(tmp_path), reward="last_number")
+    assert found.status == 2 and "'seven' has none" in found.findings[-1].text
+
+
+def test_too_few_prompts_for_a_step_are_warned_about(examine):
+    assert "One step takes 30 prompts, but there are 24" in texts(examine(prompts_per_step=30), "warning", "prompts")
+
+
+def test_prompts_longer_than_the_memory_was_estimated_for(examine, monkeypatch):
+    from tgpo_lab import doctor
+
+    monkeypatch.setattr(doctor, "USUAL_PROMPT", 5)
+    assert "The longest prompt has 6 tokens; the memory was estimated for 5" in texts(examine(), "warning", "prompts")
+
+
+# ── Numerics ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def rough(model, tokenizer):
+    """Large random weights: their rounding in bfloat16 shows in the log-probabilities."""
+    torch.manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2:
+            parameter.data.normal_(0, 0.6 if "layers" in name else 0.2)
+    model.model.norm.weight.data.fill_(1.5)
+
+
+def test_rounding_that_matters_is_warned_about(examine, altered, monkeypatch):
+    student = altered("student", rough)
+    monkeypatch.setattr(doctor_checks, "NOISE_WARNED", 0.001)
+    exact, rounded = examine(student=student), examine(student=student, precision="bfloat16")
+    for subject in ("self-distillation", "sampling noise"):
+        assert texts(exact, "ok", subject) and not texts(exact, "warning", subject)
+        assert "Set precision float32" in texts(rounded, "warning", subject)
+    assert rounded.status == 1
+    monkeypatch.undo()
+    assert texts(examine(student=student, precision="bfloat16"), "warning", "self-distillation")
+
+
+def test_a_teachers_pass_that_computes_something_else_is_refused(examine, monkeypatch):
+    asked = logprob_noise.ask_teacher
+
+    def next_token_instead(model, rollouts, **options):
+        shifted = replace(rollouts, responses=rollouts.responses.roll(1, -1))
+        return asked(model, shifted, **options)
+
+    monkeypatch.setattr(logprob_noise, "ask_teacher", next_token_instead)
+    found = examine()
+    assert texts(found, "refused", "self-distillation") and texts(found, "ok", "sampling noise")
+
+
+def test_a_sampling_path_that_computes_something_else_is_refused(examine, monkeypatch):
+    reader = logprob_noise.next_hidden
+
+    def another_token(*arguments):
+        read = reader(*arguments)
+        return lambda tokens, positions, visible: read((tokens + 1) % 2048, positions, visible)
+
+    monkeypatch.setattr(logprob_noise, "next_hidden", another_token)
+    found = examine()
+    assert texts(found, "refused", "sampling noise") and texts(found, "ok", "self-distillation")
+    assert found.status == 2
+
+
+def test_the_noise_is_measured_against_the_plain_forward_pass(random_pair):
+    pair = load_pair(random_pair.student, random_pair.teacher)
+    rollouts = doctor_checks.sample_responses(
+        pair.student, pair.encode(["1+2+4=", "7+0+0="]), 8, [1], 0, temperature=0.0
+    )
+    updated = logprob_noise.response_logprobs(pair.student, rollouts, 1.0, 2048, 10**6)
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        prompt, response = rollouts.prompts[row], rollouts.responses[row, :length]
+        tokens = torch.cat([torch.tensor(prompt), response]).unsqueeze(0)
+        with torch.no_grad():
+            plain = pair.student(tokens).logits.double().log_softmax(-1)[0, len(prompt) - 1 : -1]
+        plain = plain.gather(-1, response.unsqueeze(-1)).squeeze(-1)
+        with torch.no_grad():
+            cached = logprob_noise._cached_logprobs(pair.student, prompt, response, 2048)
+        for found in (cached, updated[row, :length]):
+            torch.testing.assert_close(found.double(), plain, atol=1e-4, rtol=0)
+
+
+# ── Divergence ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_teacher_that_is_no_better_is_warned_about(examine, random_pair):
+    found = examine(teacher=str(random_pair.student))
+    said = texts(found, "warning", "divergence")
+    assert "The teacher is right in" in said
+    assert found.card.reverse_kl == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "limit, value, said",
+    [("RELIABLE", 1.1, "goes on to a right answer from"), ("FAR_OPENING", 1.0, "is hardly ever sampled"),
+     ("OFTEN_REJECTED", -1.0, "of the student's tokens")],
+)  # fmt: skip
+def test_figures_beyond_their_limits_are_warned_about(examine, monkeypatch, limit, value, said):
+    monkeypatch.setattr(doctor_checks, limit, value)
+    assert said in " ".join(texts(examine(), "warning", "divergence").split())
+
+
+def test_a_card_that_cannot_be_measured_is_a_warning(examine):
+    found = examine(max_new_tokens=100)  # fits the prompts, but not the prefixes that the card goes on from
+    assert "It was not measured" in texts(found, "warning", "divergence") and found.status == 1
+
+
+# ── Memory and disk ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_memory_that_does_not_suffice_is_refused_before_anything_is_loaded(examine):
+    needed = examine().memory.total
+    found = examine(available_memory=needed - 1)
+    assert found.status == 2 and found.card is None and "lower prompts_per_step" in texts(found, "refused", "memory")
+    assert texts(examine(available_memory=int(needed / 0.95)), "warning", "memory")
+    assert texts(examine(available_memory=2 * needed), "ok", "memory")
+
+
+def test_a_disk_that_is_too_small_is_refused(examine, monkeypatch):
+    from collections import namedtuple
+
+    from tgpo_lab import doctor
+
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**5))
+    found = examine()
+    assert found.status == 2 and "keep_checkpoints" in texts(found, "refused", "disk")

@@ -1,0 +1,150 @@
+"""The estimate of memory against what models, optimisers, caches and checkpoints really take."""
+
+import importlib.util
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
+
+from tgpo_lab.config import TrainConfig
+from tgpo_lab.decoding import preallocated_cache
+from tgpo_lab.lora import add_adapters
+from tgpo_lab.memory import checkpoint_bytes, estimate_memory, shape_of
+from tgpo_lab.methods import make_method
+from tgpo_lab.runs import latest_checkpoint
+from tgpo_lab.training import train
+
+SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,
+         "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+MODELS = {
+    "llama": LlamaForCausalLM(LlamaConfig(**SMALL, tie_word_embeddings=True)),
+    "qwen3": Qwen3ForCausalLM(Qwen3Config(**SMALL, head_dim=32, tie_word_embeddings=False)),
+}
+# The published configurations of the models in the presets.
+QWEN = {
+    "Qwen/Qwen2.5-Math-1.5B": Qwen2Config(
+        vocab_size=151936, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        intermediate_size=8960, tie_word_embeddings=True),
+    "Qwen/Qwen2.5-Math-7B": Qwen2Config(
+        vocab_size=152064, hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+        intermediate_size=18944, tie_word_embeddings=False),
+    "Qwen/Qwen3-4B": Qwen3Config(
+        vocab_size=151936, hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128, intermediate_size=9728, tie_word_embeddings=True),
+    "Qwen/Qwen3-8B": Qwen3Config(
+        vocab_size=151936, hidden_size=4096, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128, intermediate_size=12288, tie_word_embeddings=False),
+    "Qwen/Qwen3-30B-A3B": Qwen3MoeConfig(
+        vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4,
+        head_dim=128, intermediate_size=6144, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8,
+        tie_word_embeddings=False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_moments_and_cache_are_counted_exactly(name):
+    model = MODELS[name]
+    shape = shape_of(model.config)
+    assert shape.weights == sum(p.numel() for p in model.parameters())
+    config = TrainConfig(prompts_per_step=3, group_size=2, max_new_tokens=10, gradient_checkpointing=True)
+    parts = estimate_memory(config, shape, shape, prompt_tokens=7, device="cpu").parts
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.tensor([[1, 2]]), labels=torch.tensor([[1, 2]])).loss.backward()
+    optimizer.step()
+    moments = sum(v.numel() * 4 for state in optimizer.state.values() for v in state.values() if v.ndim)
+    assert (parts["student"], parts["gradients"], parts["AdamW"]) == (
+        shape.weights * 4, sum(p.grad.numel() * 4 for p in model.parameters()), moments,
+    )  # fmt: skip
+    cache = preallocated_cache(model, 17)
+    with torch.no_grad():
+        model.base_model(torch.ones(6, 17, dtype=torch.long), past_key_values=cache, use_cache=True)
+    cached = sum(layer._keys.nbytes + layer._values.nbytes for layer in cache.layers)
+    assert cached == 6 * 17 * shape.keys_and_values * 4 * shape.layers
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_layers_keep_for_the_backward_pass_is_about_as_estimated(name):
+    model, tokens = MODELS[name], 256
+    kept: dict[int, int] = {}
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hidden = model.base_model(torch.randint(0, 512, (2, tokens // 2)), use_cache=False).last_hidden_state
+    measured = sum(kept.values())
+    assert hidden.requires_grad
+    shape = shape_of(model.config)
+    estimated = tokens * shape.layers * (2 * shape.hidden + shape.kept) * 4
+    assert 0.6 < measured / estimated < 1.4, (measured, estimated)
+
+
+@pytest.mark.parametrize("name, billions", [
+    ("Qwen/Qwen2.5-Math-1.5B", 1.54), ("Qwen/Qwen2.5-Math-7B", 7.62), ("Qwen/Qwen3-4B", 4.02),
+    ("Qwen/Qwen3-8B", 8.19), ("Qwen/Qwen3-30B-A3B", 30.5)])  # fmt: skip
+def test_real_models_have_their_published_size(name, billions):
+    assert shape_of(QWEN[name]).weights / 1e9 == pytest.approx(billions, abs=0.05)
+
+
+@pytest.mark.parametrize("preset, card", [("gpu-24gb", 24e9), ("gpu-80gb", 80e9)])
+def test_the_presets_fit_their_card_and_use_it(preset, card):
+    config = TrainConfig.preset(preset)
+    shapes = [shape_of(QWEN[name]) for name in (config.student, config.teacher)]
+    assert 0.75 * card < estimate_memory(config, *shapes).total < 0.95 * card
+    # Twice the samples would not fit: the batch is chosen for the card.
+    assert estimate_memory(config.with_changes(group_size=16), *shapes).total > card
+
+
+def test_the_papers_setting_needs_more_than_one_card():
+    config = TrainConfig.preset("paper")
+    shapes = [shape_of(QWEN[name]) for name in (config.student, config.teacher)]
+    assert estimate_memory(config, *shapes).total > 80e9
+
+
+def test_each_setting_changes_the_part_that_it_should():
+    shape = shape_of(QWEN["Qwen/Qwen2.5-Math-1.5B"])
+
+    def parts(**changes) -> dict[str, int]:
+        return estimate_memory(TrainConfig(**changes), shape, shape).parts
+
+    plain = parts()
+    assert parts(precision="bfloat16")["teacher"] * 2 == plain["teacher"]
+    assert (
+        parts(precision="bfloat16")["copy in bfloat16"] * 2
+        == plain["student"]
+        == parts(precision="bfloat16")["student"]
+    )
+    adapted = parts(precision="bfloat16", lora_rank=8)
+    assert adapted["student"] * 2 == plain["student"] and "copy in bfloat16" not in adapted
+    assert adapted["AdamW"] < plain["AdamW"] / 50
+    many = {"prompts_per_step": 64, "max_new_tokens": 2048}
+    assert parts(**many, group_size=16)["sampling"] > 1.9 * parts(**many)["sampling"]
+    # SFT lets the teacher write as many responses as the student, with its own, larger cache.
+    teacher = shape_of(QWEN["Qwen/Qwen3-4B"])
+    writing = [
+        estimate_memory(TrainConfig(**many, method=make_method(name)), shape, teacher).parts["sampling"]
+        for name in ("tgpo", "luffy", "sft")
+    ]
+    assert writing[0] == writing[1] < writing[2] / 4
+    long = {"micro_batch_tokens": 2**18}
+    assert parts(**long, gradient_checkpointing=True)["update"] < parts(**long)["update"] / 5
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="needs the extra lora")
+def test_adapters_have_the_counted_size():
+    model = LlamaForCausalLM(MODELS["llama"].config)
+    add_adapters(model, 4, 8.0, seed=0)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert trained == 4 * shape_of(MODELS["llama"].config).linear
+
+
+def test_a_checkpoint_has_the_counted_size(tiny_config, tmp_path):
+    config = tiny_config(tmp_path, steps=1)
+    run = train(config, show_progress=False)
+    written = latest_checkpoint(run.directory)
+    weights = sum((written / name).stat().st_size for name in ("model.safetensors", "optimizer.safetensors"))
+    assert weights == pytest.approx(checkpoint_bytes(config, shape_of(run.student.config)), rel=0.1)

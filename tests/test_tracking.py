@@ -1,0 +1,101 @@
+"""What a run leaves for others to read: curves in trackers beside the JSON lines, and the model card."""
+
+import importlib.util
+import json
+import re
+
+import pytest
+import yaml
+
+from tgpo_lab.config import TrainConfig
+from tgpo_lab.errors import InputError
+from tgpo_lab.metrics import METRICS
+from tgpo_lab.model_card import model_card
+from tgpo_lab.runs import latest_checkpoint
+from tgpo_lab.training import train
+
+needs_tensorboard = pytest.mark.skipif(
+    importlib.util.find_spec("tensorboard") is None, reason="needs the extra tensorboard"
+)
+
+
+# ── Trackers ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def scalars(folder) -> dict[str, dict[int, float]]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    found: dict[str, dict[int, float]] = {}
+    for file in folder.rglob("events.out*"):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        for name in events.Tags()["scalars"]:
+            found.setdefault(name, {}).update({e.step: e.value for e in events.Scalars(name)})
+    return found
+
+
+@needs_tensorboard
+def test_tensorboard_gets_the_rows_of_the_metrics_file(tiny_config, tmp_path):
+    config = tiny_config(tmp_path, steps=2, trackers=("tensorboard",))
+    train(config, show_progress=False)
+    train(config.with_changes(steps=3), resume=True, show_progress=False)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    found = scalars(tmp_path / "run" / "tensorboard")
+    assert "reward" in found and set(found) <= set(METRICS)
+    assert sorted(found["reward"]) == [0, 1, 2]
+    for row in rows:
+        for name, value in row.items():
+            if name not in ("step", "accuracy"):  # measured again at the end of a part
+                assert found[name][row["step"]] == pytest.approx(value, rel=1e-5)
+
+
+def test_a_resumed_run_may_be_tracked_elsewhere(tiny_config, tmp_path):
+    config = tiny_config(tmp_path, steps=1)
+    assert not list((train(config, show_progress=False).directory).glob("tensorboard"))
+    again = TrainConfig.from_dict(json.loads(json.dumps(config.as_dict())))
+    assert again == config and again.trackers == ()
+
+
+def test_trackers_are_checked_before_the_run(monkeypatch):
+    with pytest.raises(InputError, match="Unknown tracker 'mlfow': choose from tensorboard, wandb, trackio"):
+        TrainConfig(trackers=("mlfow",))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match="wandb is not installed: pip install wandb"):
+        TrainConfig(trackers=("wandb",))
+
+
+# ── Model card ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_checkpoint_has_a_card_with_its_own_numbers(tiny_config, tmp_path):
+    run = train(
+        tiny_config(tmp_path, method="kdrl", steps=4, keep_checkpoints=0, evaluate_every=1), show_progress=False
+    )
+    for step in (2, 4):
+        card = (run.directory / "checkpoints" / f"step-{step:06d}" / "README.md").read_text()
+        assert f"After {step} of 4 steps" in card
+        table = dict(re.findall(r"^\| (\w+) \| .* \| (.+) \|$", card, re.MULTILINE))
+        row = run.metrics.iloc[step - 1]
+        for name in ("reward", "reverse_kl", "length", "agreement"):
+            assert table[name] == f"{row[name]:.4g} (step {step - 1})"
+    assert "kdrl" in card and run.config.student not in card  # no path of this machine
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert metadata["pipeline_tag"] == "text-generation" and metadata["library_name"] == "transformers"
+    assert "base_model" not in metadata and "datasets" not in metadata
+
+
+def test_the_card_names_what_is_on_the_hub():
+    config = TrainConfig.preset("paper", "tgpo", dataset="openai/gsm8k", output="/somewhere/else")
+    card = model_card(config, [{"step": 0, "reward": 0.25}, {"step": 7, "reward": 0.5}], 8)
+    metadata = yaml.safe_load(card.split("---")[1])
+    assert (metadata["base_model"], metadata["datasets"]) == ("Qwen/Qwen2.5-Math-7B", ["openai/gsm8k"])
+    assert "teacher Qwen/Qwen3-30B-A3B" in card and "| reward | 0.25 (step 0) | 0.5 (step 7) |" in card
+    assert "Nothing was measured yet." in model_card(config, [], 0) and "/somewhere" not in card
+
+
+def test_the_card_is_missed_when_it_is_cut(tiny_config, tmp_path):
+    run = train(tiny_config(tmp_path, steps=1), show_progress=False)
+    card = latest_checkpoint(run.directory) / "README.md"
+    card.write_text(card.read_text()[:-1])
+    with pytest.raises(InputError, match=r"README\.md has \d+ bytes where"):
+        latest_checkpoint(run.directory)
