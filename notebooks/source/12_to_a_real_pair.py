@@ -17,7 +17,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.utils import logging
 
 from tgpo_lab import InputError, TrainConfig, load_pair, measure_pair, train
@@ -85,7 +85,7 @@ def save_stand_in(folder: str, model) -> Path:
 
 
 torch.manual_seed(0)
-student = save_stand_in("student", Qwen2ForCausalLM(Qwen2Config(vocab_size=2112, **shape)))
+student = save_stand_in("student", LlamaForCausalLM(LlamaConfig(vocab_size=2112, **shape)))
 teacher = save_stand_in("teacher", Qwen3ForCausalLM(Qwen3Config(vocab_size=2176, head_dim=16, **shape)))
 
 pair = load_pair(student, teacher)
@@ -96,7 +96,8 @@ print(f"tokens that both know, and that all losses are about: {pair.vocabulary_s
 # %% [markdown]
 # ## Check before the first step
 #
-# A real run costs hours before it shows that something was wrong from the start. Four checks take seconds.
+# A real run costs hours before it shows that something was wrong from the start. Four checks take seconds. They are taken
+# apart here; `tgpo-lab doctor` takes the options of `tgpo-lab train` and makes these and more, with what to change.
 #
 # **1. One tokenizer.** Guidance names tokens by their ids. If the ids mean different text in the two models, every
 # number below is nonsense, and nothing crashes. So it is refused:
@@ -108,6 +109,17 @@ text = (other / "tokenizer.json").read_text()
 (other / "tokenizer.json").write_text(text.replace('"<think>"', '"<reason>"'))
 try:
     load_pair(student, other)
+except InputError as error:
+    print(str(error).replace(str(work), "…"))
+
+# %% [markdown]
+# Equal ids are not enough: text must be *cut* the same way. This folder holds the same tokenizer file beside a model of type
+# `qwen2`, and for that type transformers puts its own rules of cutting in place of the file's:
+
+# %%
+replaced = save_stand_in("qwen2", Qwen2ForCausalLM(Qwen2Config(vocab_size=2112, **shape)))
+try:
+    load_pair(replaced, teacher)
 except InputError as error:
     print(str(error).replace(str(work), "…"))
 
@@ -277,6 +289,7 @@ with torch.no_grad():
 # |---|---|
 # | what would the paper run? | `TrainConfig.preset("paper", method)` |
 # | do the two fit together? | `load_pair(student, teacher)` refuses what cannot work |
+# | all checks before training | `tgpo-lab doctor`, from Python `tgpo_lab.diagnose` |
 # | how far apart, and is the teacher right there? | `measure_pair`, or `tgpo-lab pairs measure STUDENT TEACHER` |
 # | what happened? | `metrics.jsonl`, `load_run`, [docs/metrics.md](../docs/metrics.md) |
 #
