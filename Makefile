@@ -25,7 +25,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-browser test-class lab class lint format bench bench-trl wheelhouse clean distclean
+.PHONY: help setup demo test test-browser test-class test-extras lab class lint format bench bench-trl wheelhouse clean distclean
 
 help: ## List the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,10 @@ test: $(STAMP) ## Run the tests and the notebooks (options: ARGS="-k name")
 test-class: $(STAMP) ## Install nbgrader and take a class through it
 	$(INSTALL) -e '.[class]'
 	$(VENV_PYTHON) -m pytest tests/test_class_route.py $(ARGS)
+
+test-extras: $(STAMP) ## Install adapters, mathematical answers and TensorBoard, and run their tests
+	$(INSTALL) -e '.[lora,math,tensorboard]'
+	$(VENV_PYTHON) -m pytest -n 2 tests/test_lora.py tests/test_memory.py tests/test_rewards.py tests/test_tracking.py $(ARGS)
 
 test-browser: $(STAMP) ## Run the tests in JupyterLab and a headless Chromium, which this installs
 	$(INSTALL) -e '.[dev,browser]'
