@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
 
 INSTALL = {
     "tensorboard": "pip install 'tgpo-lab[tensorboard]'",
@@ -38,29 +34,35 @@ def require_trackers(names: tuple[str, ...]) -> None:
             raise InputError(f"The tracker {name} is not installed: {INSTALL[name]}.")
 
 
-def tracking_accelerator(config: TrainConfig) -> Accelerator:
-    """The accelerator of a run with its trackers, which :func:`tracked` starts. TensorBoard's files go to the run's
-    folder ``tensorboard``."""
-    folder = Path(config.output)
+def tracking_accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
+    """The accelerator of a run in ``folder`` with its trackers, which :func:`tracked` starts. TensorBoard's files go to
+    ``folder/tensorboard``."""
     return Accelerator(
         mixed_precision="no",  # fixed once for a process; the loop's own autocast can differ from run to run
-        log_with=list(config.trackers) or None,
+        log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
     )
 
 
 @contextmanager
-def tracked(accelerator: Accelerator, config: TrainConfig) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Start the run's trackers; gives a function that sends them a row, and ends them with the block."""
-    if not config.trackers:
+def tracked(
+    accelerator: Accelerator, run: str, settings: Mapping[str, object]
+) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Start the trackers of an accelerator; gives a function that sends them a row, and ends them with the block.
+
+    Args:
+        accelerator: of :func:`tracking_accelerator`.
+        run: name of the run.
+        settings: its configuration as plain values.
+    """
+    if not accelerator.log_with:
         yield lambda row: None
         return
-    settings = {
-        name: value if isinstance(value, (bool, int, float, str)) else str(value)
-        for name, value in config.as_dict().items()
+    texts = {
+        name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
-    name = {"name": Path(config.output).name}
-    accelerator.init_trackers(PROJECT, settings, init_kwargs={"wandb": name, "trackio": name})
+    name = {"name": run}
+    accelerator.init_trackers(PROJECT, texts, init_kwargs={"wandb": name, "trackio": name})
     try:
         yield lambda row: accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
     finally:

@@ -66,7 +66,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     """
     if config.lora_rank:
         require_peft()
-    accelerator = tracking_accelerator(config)
+    accelerator = tracking_accelerator(Path(config.output), config.trackers)
     if accelerator.num_processes > 1:
         raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
     keep_freed_memory()
@@ -150,7 +150,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     judge = reward_function(config.reward)
     step, seconds_save = first_step, 0.0
     progress = TrainingProgress(method_name(method), first_step, config.steps, show_progress)
-    with StopRequest() as stop, progress, tracked(accelerator, config) as track:
+    with StopRequest() as stop, progress, tracked(accelerator, directory.name, config.as_dict()) as track:
         while step < config.steps and not stop.requested:
             torch.manual_seed(derived_seed(config.seed, "step", step))  # for dropout, where a model has any
             row: dict[str, float] = {"step": step}
