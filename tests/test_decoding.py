@@ -177,6 +177,28 @@ def test_the_states_stay_right_after_rows_were_repeated_moved_and_dropped(family
         same(states, expected[:, step] if step < 3 else expected[second, step])
 
 
+class Adapted(torch.nn.Linear):
+    """A projection that does something of its own, as an adapter does."""
+
+    def forward(self, values):
+        return super().forward(values) + values.sum(-1, keepdim=True)
+
+
+@pytest.mark.parametrize("changed", ["adapter", "hook"])
+@pytest.mark.parametrize("where", ["self_attn.k_proj", "mlp.up_proj"])
+def test_a_projection_that_is_more_than_a_product_keeps_what_it_does(where, changed):
+    model = with_random_weights(KNOWN["Llama"](**SHAPE, rope_parameters=PLAIN))
+    projection = model.get_submodule(f"model.layers.1.{where}")
+    plain = torch.stack(states_one_by_one(model, [[1, 2, 3]], [[4, 5, 6]]), 1)
+    if changed == "adapter":
+        projection.__class__ = Adapted
+    else:
+        projection.register_forward_hook(lambda module, args, output: 1.5 * output)
+    found = torch.stack(states_one_by_one(model, [[1, 2, 3]], [[4, 5, 6]]), 1)
+    same(found, states_at_once(model, [[1, 2, 3]], [[4, 5, 6]]))
+    assert not torch.allclose(found, plain, atol=1e-2)
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("kind", ["autocast", "weights"])
 @pytest.mark.parametrize("family", KNOWN)

@@ -275,6 +275,17 @@ def test_value_and_gradient_of_a_tokens_log_probability_are_those_of_log_softmax
     assert found.dtype == logits.grad.dtype == dtype
 
 
+def test_several_tokens_of_a_position_are_as_good_as_one_call_for_each():
+    logits, tokens = logits_and_tokens()
+    several = torch.stack([tokens, tokens, (tokens + 4) % 9], -1)  # (3, 4, 3), the first token twice
+    weights = torch.randn(several.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found = losses.token_logprobs(logits, several)
+    expected = torch.stack([picked_from_log_softmax(logits, several[..., k]) for k in range(3)], -1)
+    torch.testing.assert_close(found, expected)
+    gradients = (torch.autograd.grad((weights * x).sum(), logits)[0] for x in (found, expected))
+    torch.testing.assert_close(*gradients)
+
+
 def test_the_same_graph_gives_the_same_gradient_twice_and_adds_up_with_other_uses_of_the_logits():
     logits, tokens = logits_and_tokens()
     before = logits.detach().clone()

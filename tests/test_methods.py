@@ -25,8 +25,10 @@ class HandPositions:
         self.batch = batch
         self.row, self.step = batch.rollouts.mask.nonzero(as_tuple=True)
         self.logits = logits[self.row, self.step].unsqueeze(0)
-        tokens = self.take(batch.rollouts.responses)
-        self.logprobs = self.logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        self.logprobs, self.teacher_token_logprobs = (
+            self.logits.log_softmax(-1).gather(-1, self.take(tokens).unsqueeze(-1)).squeeze(-1)
+            for tokens in (batch.rollouts.responses, batch.teacher.tokens)
+        )
         self.behaviour_logprobs = self.logprobs.detach()
 
     def take(self, values):

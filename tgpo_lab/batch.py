@@ -87,8 +87,10 @@ class Positions:
         """(1, N, V) student logits, with gradient; the policy is their softmax."""
         self.tokens = self.take(batch.rollouts.responses)
         """(1, N) tokens of the rollouts."""
-        self.logprobs = token_logprobs(self.logits, self.tokens)
-        """(1, N) log πθ of those tokens, with gradient."""
+        # Both at once, as the softmax over the vocabulary and its gradient cost most.
+        asked_about = torch.stack([self.tokens, self.take(batch.teacher.tokens)], -1)
+        self.logprobs, self.teacher_token_logprobs = token_logprobs(self.logits, asked_about).unbind(-1)
+        """(1, N) log πθ of those tokens and of the teacher's most probable ones, with gradient."""
 
     def take(self, values: Tensor) -> Tensor:
         """Values of these positions: (B, T, …) → (1, N, …)."""

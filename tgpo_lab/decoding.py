@@ -123,19 +123,25 @@ class _KnownLayers:
         # rotate_half(x)·sin is roll(x)·(−sin, sin): one operation instead of three.
         sine = torch.cat([-sine[..., :half], sine[..., half:]], -1)
         self._cosine, self._sine = cosine.squeeze(0), sine.squeeze(0)
+        self._queries_keys_values = [
+            _Joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            for layer in self._trunk.layers
+        ]
+        self._gates_and_values = [_Joined(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self._trunk.layers]
 
     def __call__(self, tokens: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
         rows = len(tokens)
         cosine, sine = self._cosine[positions].unsqueeze(1), self._sine[positions].unsqueeze(1)  # (B, 1, head width)
         mask = None if visible is None else visible.bool()[:, None, None]
         hidden = self._trunk.embed_tokens(tokens)  # (B, H)
-        for layer, cached in zip(self._trunk.layers, self._cache.layers, strict=True):
+        layers = zip(
+            self._trunk.layers, self._cache.layers, self._queries_keys_values, self._gates_and_values, strict=True
+        )
+        for layer, cached, project_in, project_up in layers:
             attention, feed_forward = layer.self_attn, layer.mlp
-            normed = _rms_norm(hidden, layer.input_layernorm)
-            query, key, value = (
-                project(normed).view(rows, -1, attention.head_dim)
-                for project in (attention.q_proj, attention.k_proj, attention.v_proj)
-            )  # (B, heads or key-value heads, head width)
+            projected = project_in(_rms_norm(hidden, layer.input_layernorm))
+            query, key, value = (x.unflatten(-1, (-1, attention.head_dim)) for x in projected)
+            # (B, heads or key-value heads, head width) each
             if hasattr(attention, "q_norm"):
                 query, key = _rms_norm(query, attention.q_norm), _rms_norm(key, attention.k_norm)
             query, key = _rotate(query, cosine, sine), _rotate(key, cosine, sine)
@@ -144,10 +150,36 @@ class _KnownLayers:
             grouped = query.view(rows, keys.shape[1], -1, attention.head_dim).to(keys.dtype)
             mixed = F.scaled_dot_product_attention(grouped, keys, values, mask, scale=attention.scaling)
             hidden = hidden + attention.o_proj(mixed.reshape(rows, -1))
-            normed = _rms_norm(hidden, layer.post_attention_layernorm)
-            gated = feed_forward.act_fn(feed_forward.gate_proj(normed)) * feed_forward.up_proj(normed)
-            hidden = hidden + feed_forward.down_proj(gated)
+            gate, value = project_up(_rms_norm(hidden, layer.post_attention_layernorm))
+            hidden = hidden + feed_forward.down_proj(feed_forward.act_fn(gate) * value)
         return _rms_norm(hidden, self._trunk.norm)
+
+
+class _Joined:
+    """Several projections of the same input as one product: on a CPU, where the copy of the weights is small beside
+    what a call costs, and where they are plain, as adapters and hooks have to be called."""
+
+    def __init__(self, *projections: torch.nn.Module):
+        self._projections = projections
+        self._joined = all(
+            type(p) is torch.nn.Linear
+            and p.weight.device.type == "cpu"
+            and not (p._forward_hooks or p._forward_pre_hooks)
+            for p in projections
+        )
+        if self._joined:
+            self._widths = [p.out_features for p in projections]
+            self._weight = torch.cat([p.weight for p in projections])
+            biases = [p.bias for p in projections]
+            self._bias = None if biases[0] is None else torch.cat(biases)
+            if torch.is_autocast_enabled("cpu"):  # which remembers what it cast of parameters only
+                self._weight = self._weight.to(torch.get_autocast_dtype("cpu"))
+
+    def __call__(self, values: Tensor) -> tuple[Tensor, ...]:
+        """(B, H) → what each projection gives."""
+        if not self._joined:
+            return tuple(project(values) for project in self._projections)
+        return F.linear(values, self._weight, self._bias).split(self._widths, -1)
 
 
 def _rms_norm(values: Tensor, norm: torch.nn.Module) -> Tensor:

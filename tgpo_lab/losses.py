@@ -53,33 +53,33 @@ def _visible(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
-    """log π(tokens) under aligned ``logits``: (B, T, V), (B, T) → (B, T).
+    """log π(tokens) under aligned ``logits``: (B, T, V), (B, T) → (B, T), or with K tokens a position (B, T, K) → same.
 
-    The same as ``logits.log_softmax(-1)`` with one entry picked at each position, with a third of the passes over
+    The same as ``logits.log_softmax(-1)`` with entries picked at each position, with a third of the passes over
     the vocabulary, forward and backward. It can be differentiated once.
     """
-    return _TokenLogprobs.apply(logits, tokens)
+    several = tokens.ndim == logits.ndim
+    logprobs = _TokenLogprobs.apply(logits, tokens if several else tokens.unsqueeze(-1))
+    return logprobs if several else logprobs.squeeze(-1)
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """log π(y) = logit_y − max_v logit_v + log max_v π(v), and its gradient: one at y, minus π."""
+    """log π(y) = logit_y − max_v logit_v + log max_v π(v), and its gradient, one at y, minus π; K tokens at once."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, tokens: Tensor) -> Tensor:
         probabilities = logits.softmax(-1)
         # The most probable token is certain to have a logarithm, so the normaliser needs no sum of its own. Logits are
         # subtracted first: their difference is exact where both are large.
-        chosen = logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         ctx.save_for_backward(probabilities, tokens)
-        return (chosen - logits.amax(-1)) + probabilities.amax(-1).log()
+        return (logits.gather(-1, tokens) - logits.amax(-1, keepdim=True)) + probabilities.amax(-1, keepdim=True).log()
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         if torch.is_grad_enabled():  # once_differentiable lets sums with other terms pass, as if this one were constant
             raise RuntimeError("token_logprobs can be differentiated once only: leave create_graph=True out.")
         probabilities, tokens = ctx.saved_tensors
-        gradient = gradient.unsqueeze(-1)
-        return (probabilities * -gradient).scatter_add_(-1, tokens.unsqueeze(-1), gradient), None
+        return (probabilities * -gradient.sum(-1, keepdim=True)).scatter_add_(-1, tokens, gradient), None
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -239,7 +239,14 @@ def guidance_loss(
     unmasked positions, so a weight below 1 takes guidance away there and makes no other token heavier.
     """
     student, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
-    return masked_sum(_weighted(-token_logprobs(student, teacher_tokens), weights, mask), mask, normalizer)
+    return negative_log_likelihood(token_logprobs(student, teacher_tokens), mask, normalizer, weights)
+
+
+def negative_log_likelihood(
+    logprobs: Tensor, mask: Tensor, normalizer: float | None = None, weights: Tensor | None = None
+) -> Tensor:
+    """−Σ_t log πθ of tokens whose log-probabilities (B, T) are known; ``weights`` as in :func:`guidance_loss`."""
+    return masked_sum(_weighted(-_visible(logprobs, mask), weights, mask), mask, normalizer)
 
 
 def _weighted(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:

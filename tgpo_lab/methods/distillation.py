@@ -7,7 +7,14 @@ from typing import Literal
 
 from ..batch import Batch
 from ..errors import InputError
-from ..losses import generalized_jsd, kdrl_loss, masked_sum, policy_gradient_loss, reverse_kl, reverse_kl_advantage
+from ..losses import (
+    generalized_jsd,
+    kdrl_loss,
+    negative_log_likelihood,
+    policy_gradient_loss,
+    reverse_kl,
+    reverse_kl_advantage,
+)
 from ..schedules import LinearDecay, Schedule
 from .base import Method, Term, Traces, register
 from .grpo import GRPO, spread
@@ -28,7 +35,9 @@ class SupervisedFineTuning(Method):
         mask = batch.teacher_mask
         normalizer = max(1, int(mask.sum()))
         return [
-            Term("teacher", mask, lambda positions, mask: -masked_sum(positions.logprobs, mask, normalizer)),
+            Term(
+                "teacher", mask, lambda positions, mask: negative_log_likelihood(positions.logprobs, mask, normalizer)
+            ),
         ]
 
 

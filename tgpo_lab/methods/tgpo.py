@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..errors import InputError
 from ..guidance import Doubt, Gate, apply_gate
-from ..losses import forward_kl, guidance_loss, masked_sum, top_k_guidance_loss
+from ..losses import forward_kl, guidance_loss, negative_log_likelihood, top_k_guidance_loss
 from ..schedules import Constant, LinearDecay, Schedule
 from .base import Term, Traces, register
 from .grpo import GRPO
@@ -113,7 +113,7 @@ class TGPO(GRPO):
             normalizer = max(1, int(everywhere.any(-1).sum()))
         if not self.conditioned:
             mask = _same_amount(batch.teacher_mask, int(everywhere.sum()), batch.random)
-            return Term("teacher", mask, lambda p, mask: -masked_sum(p.logprobs, mask, normalizer), weight)
+            return Term("teacher", mask, lambda p, mask: negative_log_likelihood(p.logprobs, mask, normalizer), weight)
         answers = batch.teacher
         weights = self.gate_weights(batch)
         mask = everywhere & (weights > 0)
@@ -126,8 +126,9 @@ class TGPO(GRPO):
             if self.guidance == "top_k":
                 tokens, logprobs = positions.take(answers.top_tokens), positions.take(answers.top_logprobs)
                 return top_k_guidance_loss(positions.logits, tokens, logprobs, mask, normalizer, here)
-            tokens = answers.sampled_tokens if self.guidance == "sampled" else answers.tokens
-            return guidance_loss(positions.logits, positions.take(tokens), mask, normalizer, here)
+            if self.guidance == "sampled":
+                return guidance_loss(positions.logits, positions.take(answers.sampled_tokens), mask, normalizer, here)
+            return negative_log_likelihood(positions.teacher_token_logprobs, mask, normalizer, here)
 
         return Term("teacher", mask, loss, weight, guided)
 
