@@ -1,0 +1,264 @@
+"""Memory and time of the loss part of an update: in chunks of positions, and with whole (B, T, V) tensors.
+
+    python benchmarks/loss_memory.py
+    python benchmarks/loss_memory.py --tokens 4096      # on a GPU
+
+The loss part is what comes after the last layer: the teacher's answers from its hidden states, the student's logits,
+the loss, and the gradients of hidden states and of the output layer. So both models have no layers: hidden states are
+normalised embeddings, whose cost is the same for all. The plain version keeps float32 logits of all positions, as
+textbook code does. Each measurement has a process of its own. Its peak is counted from the moment at which weights and
+their gradients are there, so it holds what the loss adds.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import tyro
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from tgpo_lab.allocator import keep_freed_memory
+from tgpo_lab.batch import Batch
+from tgpo_lab.files import write_json, write_text
+from tgpo_lab.losses import forward_kl, policy_gradient_loss, reverse_kl
+from tgpo_lab.methods import make_method
+from tgpo_lab.pairs import Pair
+from tgpo_lab.provenance import provenance
+from tgpo_lab.rollouts import Rollouts
+from tgpo_lab.student_pass import StudentPass, accumulate_gradients
+from tgpo_lab.teacher import ask_teacher
+
+RESULTS = Path(__file__).parent / "results" / "loss_memory.json"
+README = Path(__file__).with_name("README.md")
+TABLE_START, TABLE_END = "<!-- loss table: start -->", "<!-- loss table: end -->"
+LOSSES = {"tgpo": "TGPO", "exact-rkl": "exact reverse KL"}
+PROMPT = 2
+WEIGHT = 2e-3
+
+
+@dataclass(frozen=True)
+class Options:
+    """Compare the loss part in chunks with the plain version."""
+
+    vocabulary_size: int = 151_936
+    """Of Qwen2.5 and Qwen3."""
+    student_width: int = 896
+    """Width of the student's hidden states: Qwen2.5-0.5B."""
+    teacher_width: int = 1536
+    """Width of the teacher's: Qwen2.5-1.5B."""
+    rows: int = 8
+    """Responses in the micro-batch."""
+    tokens: int = 256
+    """Tokens of each."""
+    repeats: int = 5
+    """Times that count; one before them does not."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """As in a training run: bfloat16 for products and for the teacher."""
+    output: Path = RESULTS
+    """Where the numbers go. At the default place the table goes into README.md as well."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process found."""
+
+    seconds: list[float]
+    peak_bytes: int
+    gradient: list[float]
+    """Some entries of the output layer's gradient, to compare the versions."""
+
+
+# ── The two versions ─────────────────────────────────────────────────────────────────────────────
+
+
+def in_chunks(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> None:
+    """The package's own code, as the training loop calls it."""
+    method = make_method(loss)
+    asked = ask_teacher(
+        pair.teacher,
+        rollouts,
+        vocabulary_size=pair.vocabulary_size,
+        micro_batch_tokens=10**9,
+        keep_distribution=rollouts.mask if method.needs_distribution else None,
+    )
+    rewards = torch.arange(len(rollouts), device=rollouts.mask.device).remainder(2).float()
+    batch = Batch(rollouts, torch.zeros_like(rewards).bool(), rewards, asked, None, len(rollouts), rollouts.mask.shape[1],
+                  torch.Generator())  # fmt: skip
+    whole = StudentPass(batch, torch.arange(len(rollouts), device=rewards.device), pair, 1.0, autocast)
+    accumulate_gradients([whole], method.terms(batch, 0), Accelerator(cpu=rewards.device.type == "cpu"), autocast)
+
+
+def plain(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> None:
+    """Float32 logits of all positions of both models at once, and PyTorch's own functions."""
+    tokens, _ = rollouts.sequences()
+    with torch.no_grad():
+        teacher_logits = pair.teacher(tokens).logits[:, PROMPT - 1 : -1].float()
+    with autocast():
+        logits = pair.student(tokens).logits[:, PROMPT - 1 : -1].float()
+    count = rollouts.mask.sum()
+    if loss == "exact-rkl":
+        total = reverse_kl(logits, teacher_logits, rollouts.mask)
+    else:
+        teacher_tokens = teacher_logits.argmax(-1)
+        teacher_logits.log_softmax(-1).gather(-1, rollouts.responses.unsqueeze(-1))  # log πT(y), for the measurements
+        logprobs = logits.log_softmax(-1)
+        written = logprobs.gather(-1, rollouts.responses.unsqueeze(-1)).squeeze(-1)
+        rewards = torch.arange(len(rollouts), device=tokens.device).remainder(2).float()
+        advantages = ((rewards - rewards.mean()) / rewards.std()).unsqueeze(-1).expand(written.shape)
+        total = policy_gradient_loss(written, written.detach(), advantages, rollouts.mask)
+        guidance = logprobs.gather(-1, teacher_tokens.unsqueeze(-1)).squeeze(-1)
+        total = total - WEIGHT * guidance.sum() / count
+    total.backward()
+
+
+VERSIONS = {"in chunks": in_chunks, "plain": plain}
+
+
+# ── Measuring, in a process of its own ───────────────────────────────────────────────────────────
+
+
+def random_pair(options: Options, device: torch.device) -> Pair:
+    """Models without layers, and nothing else of a pair that a loss needs."""
+    torch.manual_seed(0)
+    common = {"vocab_size": options.vocabulary_size, "num_hidden_layers": 0, "num_attention_heads": 1,
+              "intermediate_size": 8, "tie_word_embeddings": False}  # fmt: skip
+    student = LlamaForCausalLM(LlamaConfig(hidden_size=options.student_width, **common))
+    teacher = Qwen3ForCausalLM(Qwen3Config(hidden_size=options.teacher_width, **common)).eval().requires_grad_(False)
+    if options.precision == "bfloat16":
+        teacher = teacher.bfloat16()
+    student.model.requires_grad_(False)  # hidden states are asked for their gradient below
+    return Pair("random", student.to(device), teacher.to(device), None, options.vocabulary_size, [], None)
+
+
+def measure(version: str, loss: str, options: Options) -> Measured:
+    """Time and peak of one version."""
+    keep_freed_memory()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    pair = random_pair(options, device)
+    pair.student.model.embed_tokens.register_forward_hook(lambda module, inputs, output: output.requires_grad_())
+    generator = torch.Generator().manual_seed(1)
+    shape = options.rows, options.tokens
+    responses = torch.randint(options.vocabulary_size, shape, generator=generator).to(device)
+    mask = torch.ones(shape, dtype=torch.bool, device=device)
+    rollouts = Rollouts([[1] * PROMPT] * options.rows, responses, mask, mask.all(-1), 0)
+
+    def autocast():
+        return torch.autocast(device.type, torch.bfloat16) if options.precision == "bfloat16" else nullcontext()
+
+    weight = pair.student.lm_head.weight
+    weight.grad = torch.zeros_like(weight)
+    before, seconds = start_counting(device), []
+    for _ in range(options.repeats + 1):
+        weight.grad.zero_()
+        start = time.perf_counter()
+        VERSIONS[version](loss, pair, rollouts, autocast)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    rows, columns = torch.arange(0, len(weight), 997), torch.arange(0, weight.shape[1], 31)
+    gradient = weight.grad.cpu()[rows][:, columns].flatten().tolist()
+    return Measured(seconds[1:], peak(device) - before, gradient)
+
+
+def start_counting(device: torch.device) -> int:
+    """Bytes in use now; the peak is counted from here."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak to what is in use
+    return peak(device)
+
+
+def peak(device: torch.device) -> int:
+    """Most bytes in use since counting began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+# ── Comparison ───────────────────────────────────────────────────────────────────────────────────
+
+
+def compare(loss: str, options: Options) -> dict[str, object]:
+    """Both versions of one loss."""
+    entries = {}
+    for version in VERSIONS:
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump(asdict(options) | {"output": str(options.output)}, file)
+            file.flush()
+            run = subprocess.run(
+                [sys.executable, __file__, version, loss, file.name], stdout=subprocess.PIPE, text=True, check=False
+            )
+        if run.returncode:
+            entries[version] = None  # out of memory, most likely: said on the error output
+            continue
+        entries[version] = json.loads(run.stdout.splitlines()[-1])
+    found = {"loss": loss, "versions": entries}
+    if all(entries.values()):
+        chunks, whole = (torch.tensor(entries[v]["gradient"], dtype=torch.float64) for v in VERSIONS)
+        found["gradient_difference"] = float((chunks - whole).norm() / whole.norm())
+    for entry in entries.values():
+        if entry:
+            del entry["gradient"]
+    return found
+
+
+def table(result: dict[str, object]) -> str:
+    """Peaks and times as Markdown."""
+    lines = ["| loss | version | peak of the loss part | seconds | peak, plain = 1 | time, plain = 1 |",
+             "| --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for comparison in result["comparisons"]:
+        reference = comparison["versions"]["plain"]
+        for version, entry in comparison["versions"].items():
+            name = f"| {LOSSES[comparison['loss']]} | {version} |"
+            if entry is None:
+                lines.append(f"{name} did not fit | | | |")
+                continue
+            seconds = statistics.median(entry["seconds"])
+            ratios = "| |"
+            if reference:
+                ratios = (f"{entry['peak_bytes'] / reference['peak_bytes']:.3f} | "
+                          f"{seconds / statistics.median(reference['seconds']):.2f} |")  # fmt: skip
+            lines.append(f"{name} {entry['peak_bytes'] / 2**30:.2f} GiB | {seconds:.2f} | {ratios}")
+    options = result["options"]
+    differences = [c["gradient_difference"] for c in result["comparisons"] if "gradient_difference" in c]
+    return "\n".join(lines) + (
+        f"\n\n{options['rows']} × {options['tokens']:,} tokens, V = {options['vocabulary_size']:,}, hidden states "
+        f"{options['student_width']} and {options['teacher_width']} wide, {options['precision']}, {result['device']}, "
+        f"{result['threads']} threads, torch {result['versions']['torch']}; median of {options['repeats']}. The gradients "
+        f"of the output layer differ by {max(differences, default=float('nan')):.1e} of their norm at most."
+    )
+
+
+def main(options: Options) -> None:
+    """Run the comparisons and write the results."""
+    comparisons = [compare(loss, options) for loss in LOSSES]
+    result = {"comparisons": comparisons, "options": asdict(options) | {"output": ""}, **provenance()}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.output, result)
+    print(table(result))
+    if options.output == RESULTS:
+        before, rest = README.read_text().split(TABLE_START)
+        write_text(README, f"{before}{TABLE_START}\n{table(result)}\n{TABLE_END}{rest.split(TABLE_END)[1]}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 4 and sys.argv[1] in VERSIONS:
+        stored = json.loads(Path(sys.argv[3]).read_text())
+        print(json.dumps(asdict(measure(sys.argv[1], sys.argv[2], Options(**stored)))))
+    else:
+        main(tyro.cli(Options))
