@@ -27,13 +27,12 @@ from typing import Literal
 import torch
 import tyro
 from accelerate import Accelerator
-from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tgpo_lab.allocator import keep_freed_memory
 from tgpo_lab.batch import Batch
 from tgpo_lab.files import write_json, write_text
-from tgpo_lab.losses import forward_kl, policy_gradient_loss, reverse_kl
+from tgpo_lab.losses import policy_gradient_loss, reverse_kl
 from tgpo_lab.methods import make_method
 from tgpo_lab.pairs import Pair
 from tgpo_lab.provenance import provenance
@@ -94,9 +93,9 @@ def in_chunks(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> 
         micro_batch_tokens=10**9,
         keep_distribution=rollouts.mask if method.needs_distribution else None,
     )
-    rewards = torch.arange(len(rollouts), device=rollouts.mask.device).remainder(2).float()
-    batch = Batch(rollouts, torch.zeros_like(rewards).bool(), rewards, asked, None, len(rollouts), rollouts.mask.shape[1],
-                  torch.Generator())  # fmt: skip
+    rows, tokens = rollouts.mask.shape
+    rewards = torch.arange(rows, device=rollouts.mask.device).remainder(2).float()
+    batch = Batch(rollouts, torch.zeros_like(rewards).bool(), rewards, asked, None, rows, tokens, torch.Generator())
     whole = StudentPass(batch, torch.arange(len(rollouts), device=rewards.device), pair, 1.0, autocast)
     accumulate_gradients([whole], method.terms(batch, 0), Accelerator(cpu=rewards.device.type == "cpu"), autocast)
 
@@ -239,8 +238,8 @@ def table(result: dict[str, object]) -> str:
     return "\n".join(lines) + (
         f"\n\n{options['rows']} × {options['tokens']:,} tokens, V = {options['vocabulary_size']:,}, hidden states "
         f"{options['student_width']} and {options['teacher_width']} wide, {options['precision']}, {result['device']}, "
-        f"{result['threads']} threads, torch {result['versions']['torch']}; median of {options['repeats']}. The gradients "
-        f"of the output layer differ by {max(differences, default=float('nan')):.1e} of their norm at most."
+        f"{result['threads']} threads, torch {result['versions']['torch']}; median of {options['repeats']}. The "
+        f"gradients of the output layer differ by {max(differences, default=float('nan')):.1e} of their norm at most."
     )
 
 
