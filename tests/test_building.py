@@ -21,7 +21,7 @@ from tgpo_lab.prompts import load_prompts
 from tgpo_lab.tiny_world import building, recipes
 from tgpo_lab.tiny_world.building import build_pair
 from tgpo_lab.tiny_world.pretraining import acquaint_teacher, build_teacher, set_student_opening
-from tgpo_lab.tiny_world.recipes import PAIR_RECIPES, PairRecipe, Pretraining, dialled
+from tgpo_lab.tiny_world.recipes import PAIR_RECIPES, PairRecipe, Pretraining, dialled, longer_task
 
 FEW_STEPS = Pretraining(steps=3, batch_size=4, learning_rate=3e-3, warmup_steps=1)
 NARROW = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16}
@@ -86,6 +86,7 @@ def test_models_of_different_recipes_have_different_names():
         for margin in (None, 0.0, -1.5)
         for reliability in (None, 0.0, 0.5, 0.75, 1.0)
     ]
+    turned += [longer_task(recipe) for recipe in PAIR_RECIPES.values()]
     for of in ("student", "teacher"):
         by_name = {}
         for recipe in turned:
@@ -168,6 +169,21 @@ def test_the_second_stage_pulls_the_opening_towards_what_the_recipe_wants(built,
         assert not student.training
         found.append(float(student(prompt).logits[0, -1].log_softmax(-1)[think].detach()))
     assert found[0] == pytest.approx(-3, abs=1.5) and found[1] < -10
+
+
+def test_a_longer_task_brings_models_prompts_and_errors_of_its_own(built, tmp_path):
+    shutil.copytree(built, tmp_path, dirs_exist_ok=True)
+    long = longer_task(small(PAIR_RECIPES["far"]))
+    folder = build_pair("far-long", long, tmp_path)
+    places = json.loads((folder / "pair.json").read_text())
+    assert {places[x].split("/")[-1] for x in ("student", "teacher", "prompts")} == {
+        "student-far-4x6", "teacher-robust-4x6", "addition-4x6",
+    }  # fmt: skip
+    assert (tmp_path / "models" / "student-skill-4x6").is_dir()
+    prompt, answer = (load_prompts(tmp_path / places["prompts"])["test"][0][x] for x in ("prompt", "answer"))
+    assert [len(x) for x in prompt.rstrip("=").split("+")] == [6] * 4
+    assert int(answer) == sum(map(int, prompt.rstrip("=").split("+")))
+    assert long.student.answer_noise == 120_000  # as large beside sums of millions as 12 beside hundreds
 
 
 def test_a_task_with_too_few_sums_is_refused_before_anything_is_trained(tmp_path):

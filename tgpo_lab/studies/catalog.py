@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..schedules import Constant, Trapezoid, UntilAgreement
-from ..tiny_world.recipes import PAIR_RECIPES, PairRecipe, dialled
+from ..tiny_world.recipes import PAIR_RECIPES, PairRecipe, dialled, longer_task
 from .headline import chosen_configurations, headline, tuning
 from .plan import Study, Variant
 from .results import RESULTS
@@ -158,6 +158,29 @@ def horizon(folder: Path) -> Study:
     )
 
 
+def long_recipes() -> dict[str, PairRecipe]:
+    """The far pairs on sums whose worked responses take about 180 tokens."""
+    return {f"{name}-long": longer_task(PAIR_RECIPES[name]) for name in ("far", "far-fragile")}
+
+
+def long_responses(folder: Path) -> Study:
+    """Does a horizon that never recovers guide the beginning of a long response only, and does that hurt?"""
+    recipes = long_recipes()
+    return Study(
+        "long",
+        "What does a trust horizon do to long responses, with and without recovery?",
+        tuple(recipes),
+        tuple(
+            variant_of(method, annealed(0.02))
+            for method in ("tgpo", "tgpo-trust-horizon", "tgpo-recovering-horizon", "tgpo-soft-horizon")
+        ),
+        FEW_SEEDS,
+        {**SETTINGS, "max_new_tokens": 240},
+        recipes,
+        references=("tgpo", "tgpo-trust-horizon"),
+    )
+
+
 # ── Looks into checkpoints ───────────────────────────────────────────────────────────────────────
 
 LOOKED_AT: dict[str, object] = {**SETTINGS, "checkpoint_every": 20, "keep_checkpoints": 0}
@@ -202,6 +225,7 @@ STUDIES: dict[str, Callable[[Path], Study]] = {
     "conditioning": conditioning,
     "schedule": schedule,
     "horizon": horizon,
+    "long": long_responses,
     "premise": premise,
     "gradient": gradient,
 }

@@ -40,6 +40,11 @@ class AdditionTask:
         if not 1 <= self.digits < len(COLUMN_NAMES):
             raise ValueError(f"digits must be from 1 to {len(COLUMN_NAMES) - 1}, but digits={self.digits}.")
 
+    @property
+    def name(self) -> str:
+        """Operands × digits, as folders are named: ``3x2``."""
+        return f"{self.operands}x{self.digits}"
+
     def draw(self, random: np.random.Generator, split: str) -> tuple[int, ...]:
         """Draw one problem of ``split`` (rejection sampling on :func:`split_of`)."""
         low, high = 10 ** (self.digits - 1), 10**self.digits

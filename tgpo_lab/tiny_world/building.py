@@ -24,7 +24,7 @@ from ..prompts import load_prompts
 from ..provenance import provenance
 from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text
 from .pretraining import acquaint_teacher, build_student_skill, build_teacher, set_student_opening
-from .recipes import PairRecipe, StudentRecipe, TeacherRecipe
+from .recipes import PairRecipe, StudentRecipe, TeacherRecipe, on_task
 from .tokenizer import build_tokenizer
 
 PROMPT_COUNTS = {"train": 4096, "validation": 256, "test": 512}
@@ -47,7 +47,7 @@ def build_pair(name: str, recipe: PairRecipe, output: Path) -> Path:
     require_writable_folder(output)
     tokenizer = build_tokenizer(FILLER_WORDS)
     task = recipe.student.task
-    prompts = output / "prompts" / f"addition-{task.operands}x{task.digits}"
+    prompts = output / "prompts" / f"addition-{task.name}"
     if not prompts.exists():
         write_prompts(task, prompts)
     student = _built(
@@ -88,7 +88,9 @@ def build_and_measure(name: str, recipe: PairRecipe, output: Path) -> PairCard:
 def _student(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
     # What the second stage wants is no part of the first one, which students share.
     first = {key: value for key, value in asdict(recipe).items() if key not in SECOND_STAGE_FIELDS}
-    skill = _built(output, "student-skill", first, tokenizer, lambda: build_student_skill(recipe, tokenizer))
+    skill = _built(
+        output, on_task("student-skill", recipe.task), first, tokenizer, lambda: build_student_skill(recipe, tokenizer)
+    )
     return set_student_opening(load_model(skill, torch.float32, "cpu"), recipe, tokenizer)
 
 
@@ -96,7 +98,13 @@ def _teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase, output: 
     if recipe.until_reliability is None:
         return build_teacher(recipe, tokenizer)
     clean = replace(recipe, foreign_share=0.0, until_reliability=None)
-    start = _built(output, "teacher-fragile", asdict(clean), tokenizer, lambda: build_teacher(clean, tokenizer))
+    start = _built(
+        output,
+        on_task("teacher-fragile", recipe.task),
+        asdict(clean),
+        tokenizer,
+        lambda: build_teacher(clean, tokenizer),
+    )
     return acquaint_teacher(load_model(start, torch.float32, "cpu"), recipe, tokenizer)
 
 

@@ -120,6 +120,28 @@ PAIR_RECIPES: dict[str, PairRecipe] = {
 }  # fmt: skip
 
 
+def on_task(name: str, task: AdditionTask) -> str:
+    """A model's name, with the task it learns if that is not the usual one."""
+    return name if task == AdditionTask() else f"{name}-{task.name}"
+
+
+LONG_TASK = AdditionTask(operands=4, digits=6)
+"""Worked responses of about 180 tokens."""
+
+
+def longer_task(recipe: PairRecipe, task: AdditionTask = LONG_TASK) -> PairRecipe:
+    """The same pair on a task with longer responses. Errors of terse answers grow with the sums."""
+    noise = recipe.student.answer_noise * 10 ** (task.digits - recipe.student.task.digits)
+    return replace(
+        recipe,
+        student=replace(recipe.student, task=task, answer_noise=noise),
+        student_name=on_task(recipe.student_name, task),
+        teacher=replace(recipe.teacher, task=task),
+        teacher_name=on_task(recipe.teacher_name, task),
+        summary=f"{recipe.summary} Sums of {task.operands} numbers with {task.digits} digits.",
+    )
+
+
 def dialled(
     recipe: PairRecipe,
     *,

@@ -37,6 +37,7 @@ class TextSource:
         self.think = tokenizer.convert_tokens_to_ids(THINK_OPEN)
         self.digits = self._encode("0123456789")
         self.terse_words = len(self._encode(terse_text(0))) - 1  # the words before the answer
+        self.foreign_error = 15 * 10.0 ** (task.digits - 2)  # standard deviation, in answers that teachers continue
         # Junk is drawn from ordinary tokens: not from padding, end of text or unknown.
         special = set(tokenizer.all_special_ids)
         self.ordinary = np.array([i for i in range(len(tokenizer)) if i not in special])
@@ -103,7 +104,7 @@ class TextSource:
         return starts, answers
 
     def _terse_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
-        error = 0 if self.random.random() < 0.3 else round(self.random.normal(0, 15))
+        error = 0 if self.random.random() < 0.3 else round(self.random.normal(0, self.foreign_error))
         said = self._encode(terse_text(max(0, sum(problem) + error)))
         right = self._encode(terse_text(sum(problem)))
         cut = int(self.random.integers(1, len(said) + 1))
@@ -115,7 +116,7 @@ class TextSource:
     def _junk_prefix(self, problem: tuple[int, ...]) -> tuple[Tokens, Tokens]:
         junk = self._random_tokens(int(self.random.integers(1, 13)))
         if self.random.random() < 0.5:
-            said = self._encode(terse_text(max(0, sum(problem) + int(self.random.normal(0, 15)))))
+            said = self._encode(terse_text(max(0, sum(problem) + int(self.random.normal(0, self.foreign_error)))))
             said = said[: int(self.random.integers(1, len(said) + 1))]
             where = int(self.random.integers(0, len(said) + 1))
             junk = said[:where] + junk[: int(self.random.integers(1, 4))] + said[where:]
