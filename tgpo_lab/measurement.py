@@ -12,6 +12,7 @@ from torch import Tensor
 from .batch import Batch, Positions
 from .losses import entropy, forward_kl_per_token, reverse_kl_per_token
 from .methods.base import Method, Term
+from .processes import Processes
 from .rollouts import Rollouts
 from .student_pass import Autocast, StudentPass, accumulate_gradients
 
@@ -63,8 +64,10 @@ class StepMeasurement:
         for name, value in values.items():
             self._distributions[name] += float(value.sum())
 
-    def summary(self) -> dict[str, float]:
-        """Means over tokens, and means over the student's responses."""
+    def summary(self, processes: Processes) -> dict[str, float]:
+        """Means over tokens, and means over the student's responses, of all processes."""
+        counts = {"token_count": self._token_count, "distribution_count": self._distribution_count}
+        totals = processes.totals({**self._tokens, **self._distributions, **counts})
         batch, rows = self._batch, self._batch.student_rows
         rollouts = batch.rollouts
         return {
@@ -73,8 +76,8 @@ class StepMeasurement:
             "truncated": float((~rollouts.finished[:rows]).float().mean()),
             "tokens": float(batch.student_mask.sum()),
             "teacher_trace_tokens": float(batch.teacher_mask.sum()),
-            **{name: value / max(1, self._token_count) for name, value in self._tokens.items()},
-            **{name: value / max(1, self._distribution_count) for name, value in self._distributions.items()},
+            **{name: totals[name] / max(1, totals["token_count"]) for name in self._tokens},
+            **{name: totals[name] / max(1, totals["distribution_count"]) for name in self._distributions},
         }
 
 
@@ -98,6 +101,7 @@ def gradients_by_kind(
     terms: list[Term],
     parameters: list[torch.nn.Parameter],
     accelerator: Accelerator,
+    processes: Processes,
     autocast: Autocast,
 ) -> dict[str, float]:
     """Norm of each kind of term's own gradient, and the cosine if there are both kinds.
@@ -107,6 +111,7 @@ def gradients_by_kind(
     sums: dict[str, list[Tensor]] = {}
     for kind in dict.fromkeys(term.kind for term in terms if term.weight):
         accumulate_gradients(make_passes(), [term for term in terms if term.kind == kind], accelerator, autocast)
+        processes.add_gradients(parameters)
         sums[kind] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None

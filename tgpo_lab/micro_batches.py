@@ -26,4 +26,4 @@ def split_rows(rollouts: Rollouts, micro_batch_tokens: int) -> list[Tensor]:
         if parts[-1] and (len(parts[-1]) + 1) * int(lengths[row]) > micro_batch_tokens:
             parts.append([])
         parts[-1].append(row)
-    return [torch.tensor(part, device=rollouts.responses.device) for part in parts]
+    return [torch.tensor(part, device=rollouts.responses.device) for part in parts if part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 from pathlib import Path
@@ -10,6 +11,8 @@ from safetensors.torch import save_file
 
 from .batch import Batch
 from .files import write_json, written_folder
+from .processes import Processes
+from .runs import latest_checkpoint
 
 
 class NonFiniteError(RuntimeError):
@@ -39,9 +42,37 @@ class StopRequest:
         self.requested = True
 
 
-def save_failed_batch(folder: Path, step: int, where: str, batch: Batch) -> Path:
-    """Keep the batch of a failed step: tensors as safetensors, the rest as JSON. Returns its folder."""
-    target = folder / f"failed-step-{step:06d}"
+def refuse_non_finite(
+    norm: float, sums: dict[str, float], folder: Path, step: int, batch: Batch, processes: Processes
+) -> None:
+    """Stop where the gradient's norm or a loss is not finite, and keep the batch.
+
+    Args:
+        norm: of the gradient.
+        sums: losses by name.
+        folder: of the run.
+        step: for the message.
+        batch: what the step was about to learn from.
+        processes: the first of them writes.
+
+    Raises:
+        NonFiniteError: it is not.
+    """
+    bad = next((name for name, value in sums.items() if not math.isfinite(value)), None)
+    if bad is None and math.isfinite(norm):
+        return
+    bad = bad or "the gradient"
+    kept = folder / f"failed-step-{step:06d}"
+    processes.first_alone(save_failed_batch, kept, step, bad, batch)
+    raise NonFiniteError(
+        f"Step {step}: {bad} is not finite (gradient norm {norm}). No update was made. The batch is in "
+        f"{kept}, the last good checkpoint in {latest_checkpoint(folder)}. A lower learning rate "
+        "or a smaller weight of the teacher term is the usual remedy."
+    )
+
+
+def save_failed_batch(target: Path, step: int, where: str, batch: Batch) -> None:
+    """Keep the batch of a failed step in the folder ``target``: tensors as safetensors, the rest as JSON."""
     with written_folder(target) as writing:
         tensors = {
             "responses": batch.rollouts.responses,
@@ -53,4 +84,3 @@ def save_failed_batch(folder: Path, step: int, where: str, batch: Batch) -> Path
         }
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, writing / "batch.safetensors")
         write_json(writing / "failure.json", {"step": step, "where": where, "prompts": batch.rollouts.prompts})
-    return target

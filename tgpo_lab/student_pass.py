@@ -63,7 +63,7 @@ def accumulate_gradients(
     accelerator: Accelerator,
     autocast: Autocast,
     look: Callable[[Positions], None] | None = None,
-) -> dict[str, Tensor]:
+) -> dict[str, Tensor | float]:
     """Add the gradient of the weighted terms to the student's parameters.
 
     Args:
@@ -78,10 +78,11 @@ def accumulate_gradients(
         of the term that has it.
     """
     counted = [term for term in terms if term.weight]
-    sums: dict[str, Tensor] = {}
+    sums: dict[str, Tensor | float] = {}
     for term in counted:
         if term.guided is not None:
             sums["guided"] = term.guided
+    sums |= dict.fromkeys((f"loss_{term.kind}" for term in counted), 0.0)
     for student_pass in passes:
         for positions in student_pass.positions():
             total = positions.logits.new_zeros(())
@@ -89,7 +90,7 @@ def accumulate_gradients(
                 for term in counted:
                     loss = term.loss(positions, positions.take(term.mask))
                     key = f"loss_{term.kind}"
-                    sums[key] = sums.get(key, 0.0) + loss.detach()  # no float(): a GPU would be waited for
+                    sums[key] = sums[key] + loss.detach()  # no float(): a GPU would be waited for
                     total = total + term.weight * loss
             if total.requires_grad:
                 accelerator.backward(total)

@@ -30,9 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
         print("tgpo-lab: interrupted.", file=sys.stderr)
         return 130
     except RuntimeError as error:
+        from ..processes import OtherProcessError
         from ..stopping import NonFiniteError
 
-        if not isinstance(error, NonFiniteError):
+        if not isinstance(error, (NonFiniteError, OtherProcessError)):
             raise
         print(f"tgpo-lab: {error}", file=sys.stderr)
         return 1
