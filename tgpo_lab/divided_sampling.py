@@ -12,6 +12,7 @@ from .processes import Processes
 from .randomness import generator_for
 from .rollouts import Rollouts, join_rollouts
 from .sampling import sample_responses
+from .sharding import whole_weights
 
 
 def sample_divided(
@@ -35,11 +36,12 @@ def sample_divided(
     """
     share = processes.share(len(prompts))
     own = None
-    if len(share):
-        own = sample_responses(
-            model, prompts[share.start : share.stop], max_new_tokens, end_tokens, pad_token,
-            samples_per_prompt=samples_per_prompt, first=share.start, of=len(prompts), **options,
-        )  # fmt: skip
+    with whole_weights(model):
+        if len(share):
+            own = sample_responses(
+                model, prompts[share.start : share.stop], max_new_tokens, end_tokens, pad_token,
+                samples_per_prompt=samples_per_prompt, first=share.start, of=len(prompts), **options,
+            )  # fmt: skip
     if processes.number == 1:
         return own
     width = processes.largest(0 if own is None else own.responses.shape[1])

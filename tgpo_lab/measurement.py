@@ -14,6 +14,7 @@ from .losses import entropy, forward_kl_per_token, reverse_kl_per_token
 from .methods.base import Method, Term
 from .processes import Processes
 from .rollouts import Rollouts
+from .sharding import own_part
 from .student_pass import Autocast, StudentPass, accumulate_gradients
 
 
@@ -115,11 +116,14 @@ def gradients_by_kind(
         sums[kind] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
-    norms = {kind: math.sqrt(sum(float(g.double().square().sum()) for g in s)) for kind, s in sums.items()}
+
+    def product(first: list[Tensor], second: list[Tensor]) -> float:
+        parts = zip(map(own_part, first), map(own_part, second), strict=True)
+        value = sum(float((a.double() * b.double()).sum()) for a, b in parts)
+        return processes.totals({"product": value})["product"] if processes.sharded else value
+
+    norms = {kind: math.sqrt(product(s, s)) for kind, s in sums.items()}
     result = {f"gradient_norm_{kind}": norm for kind, norm in norms.items()}
     if len(norms) == 2 and all(norms.values()):
-        product = sum(
-            float((a.double() * b.double()).sum()) for a, b in zip(sums["reward"], sums["teacher"], strict=True)
-        )
-        result["gradient_cosine"] = product / (norms["reward"] * norms["teacher"])
+        result["gradient_cosine"] = product(sums["reward"], sums["teacher"]) / (norms["reward"] * norms["teacher"])
     return result

@@ -19,6 +19,7 @@ from .pairs import Pair, load_model, load_pair, require_room
 from .processes import Processes
 from .prompts import load_prompts, training_and_held_out
 from .runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run
+from .sharding import shard
 
 _TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -51,6 +52,11 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     Raises:
         InputError: something in the configuration, the pair or the folder cannot work.
     """
+    if processes.sharded and config.lora_rank:
+        raise InputError(
+            f"lora_rank is {config.lora_rank}, but adapters are not trained under FSDP: frozen weights need neither "
+            "gradients nor moments to share out. Start without FSDP, or set lora_rank to 0."
+        )
     pair = load_pair(
         config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
         # Frozen weights need no room for small updates.
@@ -86,6 +92,8 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         # The old name warns from transformers 5.23 on, the new one is missing before.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+    if processes.sharded:
+        shard(student)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         parameters, config.learning_rate, (config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay

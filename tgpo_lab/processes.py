@@ -14,7 +14,7 @@ several times. Within its no_sync it would send as many bytes, since the loop ne
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .errors import InputError
+from .sharding import wants_sharding
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -50,6 +51,8 @@ class Processes:
         self.index = 0 if accelerator is None else accelerator.process_index
         self._device = torch.device("cpu") if accelerator is None else accelerator.device
         self._to_go_on = to_go_on
+        self.sharded = self.number > 1 and wants_sharding()
+        """The student's parameters are shared out: FSDP."""
         if accelerator is not None:
             _refuse_unknown(accelerator)
 
@@ -78,15 +81,17 @@ class Processes:
             self._wait(lambda: dist.all_reduce(values))
         return values
 
-    def add_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        """Give every parameter the sum of its gradients; a process that had no rows has none of its own."""
-        if self.number == 1:
+    def add_gradients(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        """Give every parameter the sum of its gradients, and none where no process has one; under FSDP they have it."""
+        if self.number == 1 or self.sharded:
             return
+        having = self.sum(torch.tensor([int(p.grad is not None) for p in parameters], device=self._device))
         pending = []
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            pending.append(self._wait(lambda gradient=parameter.grad: dist.all_reduce(gradient, async_op=True)))
+        for parameter, anywhere in zip(parameters, having.tolist(), strict=True):
+            if anywhere:
+                if parameter.grad is None:  # this process had no rows
+                    parameter.grad = torch.zeros_like(parameter)
+                pending.append(self._wait(lambda gradient=parameter.grad: dist.all_reduce(gradient, async_op=True)))
         for work in pending:
             self._wait(work.wait)
 
@@ -109,12 +114,12 @@ class Processes:
         """Whether it is so for any of them."""
         return bool(self.largest(int(value)))
 
-    def first_alone(self, action: Callable[..., object], *arguments: object) -> None:
+    def first_alone(self, action: Callable[..., object], *arguments: object, **options: object) -> None:
         """Let the first process do something while the others wait; where it fails, all stop."""
         error = None
         if self.is_first:
             try:
-                action(*arguments)
+                action(*arguments, **options)
             except Exception as caught:
                 error = caught
         if self.any(error is not None):
@@ -158,7 +163,8 @@ def _refuse_unknown(accelerator: Accelerator) -> None:
             f"{_started()} processes were started, but accelerate has not joined them ({kind}). Start them with "
             "accelerate launch or torchrun."
         )
-    if kind != "NO" and not kind.startswith("MULTI_"):
+    if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
         raise InputError(
-            f"The loop cannot work under {kind}. Start it with accelerate launch --multi_gpu or with torchrun."
+            f"The loop cannot work under {kind}. Start it with accelerate launch --multi_gpu, with accelerate launch "
+            "--use_fsdp --fsdp_version 2, or with torchrun."
         )

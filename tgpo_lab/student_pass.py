@@ -16,17 +16,22 @@ from torch import Tensor
 
 from .batch import Batch, Positions
 from .methods.base import Term
+from .micro_batches import split_rows
 from .pairs import Pair
 from .policy import positions_at_once, project_to_vocabulary, response_hidden_states
+from .processes import Processes
 
 Autocast = Callable[[], AbstractContextManager]
 """Gives the context in which products are made: bfloat16 or not."""
 
 
 class StudentPass:
-    """One forward pass of the student over some rows of a batch."""
+    """One forward pass of the student over some rows of a batch; an ``idle`` one shows nothing and adds no gradient."""
 
-    def __init__(self, batch: Batch, rows: Tensor, pair: Pair, temperature: float, autocast: Autocast):
+    def __init__(
+        self, batch: Batch, rows: Tensor, pair: Pair, temperature: float, autocast: Autocast, *, idle: bool = False
+    ):
+        self._idle = idle
         self._batch, self._pair, self._temperature, self._autocast = batch, pair, temperature, autocast
         part = batch.rollouts.rows(rows)
         row, self._step = part.mask.nonzero(as_tuple=True)
@@ -39,7 +44,7 @@ class StudentPass:
     def positions(self) -> Iterator[Positions]:
         """The positions chunk by chunk; a loss of a chunk is differentiated before the next is taken."""
         start = 0
-        for hidden in self._chunks:
+        for hidden in [] if self._idle else self._chunks:
             end = start + len(hidden)
             with self._autocast():
                 logits = project_to_vocabulary(self._pair.student, hidden, self._pair.vocabulary_size)
@@ -51,10 +56,37 @@ class StudentPass:
 
     def backward(self, accelerator: Accelerator) -> None:
         """Carry the gradients that the chunks have gathered through the student's layers."""
+        if self._idle:
+            # A parameter without a gradient would be left out of what the processes exchange: so it gets zeros.
+            logits = project_to_vocabulary(self._pair.student, self._chunks[0], self._pair.vocabulary_size)
+            accelerator.backward(logits, gradient=torch.zeros_like(logits))
         if all(chunk.grad is None for chunk in self._chunks):
             return
         gradients = [torch.zeros_like(chunk) if chunk.grad is None else chunk.grad for chunk in self._chunks]
         accelerator.backward(self._hidden, gradient=torch.cat(gradients))
+
+
+def student_passes(
+    batch: Batch,
+    rows: Tensor,
+    pair: Pair,
+    temperature: float,
+    autocast: Autocast,
+    micro_batch_tokens: int,
+    processes: Processes,
+) -> Iterator[StudentPass]:
+    """Forward passes that together hold the rows (N,) int64 once, in micro-batches; a process may have no rows.
+
+    Where the student's weights are sharded, a pass needs all processes: those with fewer micro-batches than another
+    make idle passes over one row at the end.
+    """
+    parts = split_rows(batch.rollouts.rows(rows), micro_batch_tokens)
+    idle = processes.largest(len(parts)) - len(parts) if processes.sharded else 0  # asked before the first pass
+    for part in parts:
+        yield StudentPass(batch, rows.to(part.device)[part], pair, temperature, autocast)
+    for _ in range(idle):
+        one = torch.zeros(1, dtype=torch.long, device=batch.rollouts.mask.device)
+        yield StudentPass(batch, one, pair, temperature, autocast, idle=True)
 
 
 def accumulate_gradients(

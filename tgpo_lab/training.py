@@ -9,6 +9,7 @@ default one update is made per batch, so π_old is πθ and nothing is clipped.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel
 
 from .allocator import keep_freed_memory
 from .batch import Batch
-from .checkpoints import CheckpointState, save_checkpoint
+from .checkpoints import CheckpointState, optimizer_tensors, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig
 from .divided_sampling import sample_step
@@ -27,7 +28,6 @@ from .lora import require_peft, save_merged
 from .measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
 from .methods import method_name
 from .metrics import metrics_frame
-from .micro_batches import split_rows
 from .mini_batches import mini_batches, rows_of_groups
 from .model_card import model_card
 from .preparation import prepare
@@ -36,8 +36,9 @@ from .progress import TrainingProgress
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rewards import reward_function, score
 from .runs import CHECKPOINTS, RunResult
+from .sharding import gathered, whole
 from .stopping import StopRequest, refuse_non_finite
-from .student_pass import StudentPass, accumulate_gradients
+from .student_pass import StudentPass, accumulate_gradients, student_passes
 from .teacher import ask_teacher
 from .trackers import tracked, tracking_accelerator
 
@@ -74,24 +75,29 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     student, teacher = pair.student, pair.teacher
 
     def save(step: int) -> None:
-        schedule = method.schedule.state() if method.schedule is not None else {}
-        save_checkpoint(
+        write = save_merged if config.lora_merged else PreTrainedModel.save_pretrained
+        moments = optimizer_tensors(student, optimizer)
+        if processes.sharded:
+            weights = gathered(student.state_dict(keep_vars=True), keep=processes.is_first)
+            write = functools.partial(write, state_dict=weights)
+            moments = gathered(moments, keep=processes.is_first)
+        processes.first_alone(
+            save_checkpoint,
             directory / CHECKPOINTS,
-            CheckpointState(step, schedule),
+            CheckpointState(step, method.schedule.state() if method.schedule is not None else {}),
             student,
             pair.tokenizer,
-            optimizer,
+            moments,
             config.keep_checkpoints,
             card=model_card(config, log.rows, step),
-            write_student=save_merged if config.lora_merged else PreTrainedModel.save_pretrained,
+            write_student=write,
         )
 
     def autocast() -> torch.autocast:
         return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
     def passes(batch: Batch, rows: Tensor) -> Iterator[StudentPass]:
-        for part in split_rows(batch.rollouts.rows(rows), config.micro_batch_tokens):
-            yield StudentPass(batch, rows.to(part.device)[part], pair, config.temperature, autocast)
+        return student_passes(batch, rows, pair, config.temperature, autocast, config.micro_batch_tokens, processes)
 
     def held_out_accuracy() -> float:
         with autocast():
@@ -100,7 +106,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                             processes=processes).accuracy  # fmt: skip
 
     if not resume:
-        processes.first_alone(save, 0)  # from here on there is always a whole checkpoint to go back to
+        save(0)  # from here on there is always a whole checkpoint to go back to
     clock = Clock(accelerator.device)
     judge = reward_function(config.reward)
     step, stopping, seconds_save = run.first_step, False, 0.0
@@ -205,7 +211,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 if number < config.mini_batches:  # the first pass over the batch
                     for name, value in losses.items():
                         sums[name] = sums.get(name, 0.0) + float(value) / config.mini_batches
-                norm = float(accelerator.clip_grad_norm_(parameters, config.max_gradient_norm))
+                norm = float(whole(accelerator.clip_grad_norm_(parameters, config.max_gradient_norm)))
                 refuse_non_finite(norm, sums, directory, step, batch, processes)
                 optimizer.step()
                 gradient_norm = max(gradient_norm, norm)
@@ -231,7 +237,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             seconds_save = 0.0
             stopping = processes.any(stop.requested)
             if step % config.checkpoint_every == 0 or step == config.steps or stopping:
-                processes.first_alone(save, step)
+                save(step)
                 seconds_save = clock.lap()
 
         # ── End ──────────────────────────────────────────────────────────────────────────────────
