@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 import time
@@ -64,6 +65,8 @@ class Group:
             work(index)
             code = 0
         except BaseException:
+            for limit in (resource.RLIMIT_AS, resource.RLIMIT_FSIZE):  # a test may have lowered them
+                resource.setrlimit(limit, (resource.getrlimit(limit)[1],) * 2)
             (self._folder / f"errors-{index}").write_text(traceback.format_exc())
         finally:
             os._exit(code)

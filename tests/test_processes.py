@@ -308,7 +308,7 @@ def test_the_teacher_answers_about_some_rows_as_it_does_about_all(random_pair):
     def ask(rows):
         return ask_teacher(
             pair.teacher, rollouts, vocabulary_size=pair.vocabulary_size, micro_batch_tokens=30, top_k=2,
-            keep_distribution=rollouts.mask, sampling_generator=generator_for(0, "teacher"), rows=rows,
+            keep_distribution=rollouts.mask, sampling_seed=0, rows=rows,
         )  # fmt: skip
 
     whole, part, rest = ask(None), ask(torch.tensor([2, 0])), ask(torch.tensor([1]))

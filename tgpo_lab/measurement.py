@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from .batch import Batch, Positions
@@ -15,7 +14,6 @@ from .methods.base import Method, Term
 from .processes import Processes
 from .rollouts import Rollouts
 from .sharding import own_part
-from .student_pass import Autocast, StudentPass, accumulate_gradients
 
 
 def choose_measured(rollouts: Rollouts, count: int, generator: torch.Generator) -> Tensor:
@@ -34,6 +32,10 @@ class StepMeasurement:
 
     def __init__(self, batch: Batch, measured: Tensor, rejection_threshold: float):
         self._batch, self._measured, self._threshold = batch, measured, rejection_threshold
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all positions."""
         self._tokens = {"kl_sampled": 0.0, "rejected": 0.0, "positive_signal": 0.0}
         names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl", "agreement")
         self._distributions = dict.fromkeys(names, 0.0)
@@ -87,6 +89,10 @@ class ClippedTokens:
 
     def __init__(self, method: Method):
         self._low, self._high = (getattr(method, name, math.inf) for name in ("clip_low", "clip_high"))
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all positions."""
         self.count = 0
 
     @torch.no_grad()
@@ -98,21 +104,22 @@ class ClippedTokens:
 
 
 def gradients_by_kind(
-    make_passes: Callable[[], Iterable[StudentPass]],
+    gradients: Callable[[list[Term]], object],
     terms: list[Term],
     parameters: list[torch.nn.Parameter],
-    accelerator: Accelerator,
     processes: Processes,
-    autocast: Autocast,
 ) -> dict[str, float]:
     """Norm of each kind of term's own gradient, and the cosine if there are both kinds.
 
-    One forward and backward pass for each kind; the parameters' ``.grad`` must be empty and is left so.
+    Args:
+        gradients: gives the parameters the gradient of some terms; one forward and backward pass for each kind.
+        terms: of the method's loss.
+        parameters: their ``.grad`` is left empty.
+        processes: over which the parameters may be sharded.
     """
     sums: dict[str, list[Tensor]] = {}
     for kind in dict.fromkeys(term.kind for term in terms if term.weight):
-        accumulate_gradients(make_passes(), [term for term in terms if term.kind == kind], accelerator, autocast)
-        processes.add_gradients(parameters)
+        gradients([term for term in terms if term.kind == kind])
         sums[kind] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None

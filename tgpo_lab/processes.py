@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .errors import InputError
+from .errors import InputError, RunError
 from .sharding import wants_sharding
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ LONGEST_WAIT = timedelta(minutes=30)
 """For a process that does not answer. A step's slowest phase, or writing a checkpoint, has to fit into it."""
 
 
-class OtherProcessError(RuntimeError):
+class OtherProcessError(RunError):
     """Another process of the run failed, ended or does not answer; the message says how to go on."""
 
 

@@ -5,7 +5,7 @@ last norm and output matrix stay gathered from a forward pass to the end of its 
 projects hidden states to the vocabulary, and differentiates that, between the two. For sampling all weights are
 gathered once: gathering them for every token would take many times as long as computing it.
 
-All processes must make the same number of passes through the layers; see :func:`tgpo_lab.student_pass.student_passes`.
+All processes must make the same number of passes through the layers; see :class:`tgpo_lab.student_pass.StudentPasses`.
 """
 
 from __future__ import annotations

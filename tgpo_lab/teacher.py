@@ -66,7 +66,7 @@ def ask_teacher(
     micro_batch_tokens: int,
     keep_distribution: Tensor | None = None,
     top_k: int = 0,
-    sampling_generator: torch.Generator | None = None,
+    sampling_seed: int | None = None,
     rows: Tensor | None = None,
 ) -> TeacherAnswers:
     """Run the teacher over the rollouts.
@@ -79,7 +79,7 @@ def ask_teacher(
         keep_distribution: (B, T) bool; positions whose whole distribution is needed later. Their
             hidden states are kept, which are far smaller than V log-probabilities.
         top_k: K of the top-k lists; 0 for none.
-        sampling_generator: CPU generator; if given, a token is drawn from the teacher at each position.
+        sampling_seed: if given, a token is drawn from the teacher at each position.
         rows: (N,) int64; only about these. The others' answers are zero, and −1 in ``hidden_index``.
     """
     mask = rollouts.mask
@@ -89,8 +89,8 @@ def ask_teacher(
         confidence=torch.zeros(mask.shape, device=mask.device),
     )
     uniform = None
-    if sampling_generator is not None:
-        uniform = torch.rand(mask.shape, generator=sampling_generator).to(mask.device)
+    if sampling_seed is not None:
+        uniform = torch.rand(mask.shape, generator=torch.Generator().manual_seed(sampling_seed)).to(mask.device)
         answers.sampled_tokens = torch.zeros_like(rollouts.responses)
     if top_k:
         answers.top_tokens = torch.zeros(*mask.shape, top_k, dtype=torch.long, device=mask.device)

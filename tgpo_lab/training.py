@@ -10,7 +10,6 @@ default one update is made per batch, so π_old is πθ and nothing is clipped.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -30,6 +29,7 @@ from .methods import method_name
 from .metrics import metrics_frame
 from .mini_batches import mini_batches, rows_of_groups
 from .model_card import model_card
+from .out_of_memory import MicroBatchTokens
 from .preparation import prepare
 from .processes import Processes
 from .progress import TrainingProgress
@@ -37,8 +37,8 @@ from .randomness import derived_seed, generator_for, rows_of_step
 from .rewards import reward_function, score
 from .runs import CHECKPOINTS, RunResult
 from .sharding import gathered, whole
-from .stopping import StopRequest, refuse_non_finite
-from .student_pass import StudentPass, accumulate_gradients, student_passes
+from .stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
+from .student_pass import StudentPasses
 from .teacher import ask_teacher
 from .trackers import tracked, tracking_accelerator
 
@@ -96,23 +96,23 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     def autocast() -> torch.autocast:
         return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
-    def passes(batch: Batch, rows: Tensor) -> Iterator[StudentPass]:
-        return student_passes(batch, rows, pair, config.temperature, autocast, config.micro_batch_tokens, processes)
-
     def held_out_accuracy() -> float:
         with autocast():
             return evaluate(pair, prompts=run.held_out, temperature=config.evaluation_temperature, seed=config.seed,
                             max_new_tokens=config.max_new_tokens, reward=config.reward,
                             processes=processes).accuracy  # fmt: skip
 
-    if not resume:
-        save(0)  # from here on there is always a whole checkpoint to go back to
+    micro_batches = MicroBatchTokens(config.micro_batch_tokens, processes)
+    passes = StudentPasses(pair, config.temperature, autocast, accelerator, processes, micro_batches)
     clock = Clock(accelerator.device)
     judge = reward_function(config.reward)
     step, stopping, seconds_save = run.first_step, False, 0.0
     show_progress = show_progress and processes.is_first
     progress = TrainingProgress(method_name(method), step, config.steps, show_progress)
-    with StopRequest() as stop, progress, tracked(accelerator, directory.name, config.as_dict()) as track:
+    tracker = tracked(accelerator, directory.name, config.as_dict())
+    with full_memory_or_disk_told(directory), StopRequest() as stop, progress, tracker as track:
+        if not resume:
+            save(0)  # from here on there is always a whole checkpoint to go back to
         while step < config.steps and not stopping:
             # For dropout, where a model has any: the one random choice that depends on the number of processes.
             torch.manual_seed(derived_seed(config.seed, "step", step) + processes.index)
@@ -147,23 +147,22 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             measured = choose_measured(
                 student_rollouts, config.measured_positions, generator_for(config.seed, "measured", step)
             )
-            asked = ask_teacher(
+            ask = functools.partial(
+                ask_teacher,
                 teacher,
                 student_rollouts,
                 vocabulary_size=pair.vocabulary_size,
-                micro_batch_tokens=config.micro_batch_tokens,
                 keep_distribution=student_rollouts.mask if method.needs_distribution else measured,
                 top_k=method.top_k,
-                sampling_generator=generator_for(config.seed, "teacher", step)
-                if method.samples_teacher_tokens
-                else None,
+                sampling_seed=derived_seed(config.seed, "teacher", step) if method.samples_teacher_tokens else None,
                 rows=own[own < len(student_rollouts)],
-            ).of_all(processes)
+            )
+            asked = micro_batches.fit(student_rollouts, lambda tokens, ask=ask: ask(micro_batch_tokens=tokens))
             batch = Batch(
                 rollouts=rollouts,
                 from_teacher=from_teacher,
                 rewards=rewards,
-                teacher=asked.padded_to(rollouts.mask.shape),
+                teacher=asked.of_all(processes).padded_to(rollouts.mask.shape),
                 behaviour_logprobs=None,
                 group_size=config.group_size,
                 max_new_tokens=config.max_new_tokens,
@@ -182,13 +181,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             if len(updates) > 1:
                 # log π_old is computed the way the update computes log πθ, so that the first ratio is exactly 1.
                 # This pass is also the one to measure on: the later ones see a student that has moved.
-                behaviour = torch.zeros(rollouts.mask.shape, device=accelerator.device)
-                with torch.no_grad():
-                    for student_pass in passes(batch, own):
-                        for positions in student_pass.positions():
-                            positions.write_logprobs(behaviour)
-                            measurement.add(positions)
-                batch = batch.with_behaviour(behaviour)
+                batch = batch.with_behaviour(passes.logprobs(batch, own, measurement))
             sums: dict[str, float] = {}
             gradient_norm = 0.0
             for number, groups in enumerate(updates):
@@ -196,18 +189,11 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 mini_batch = batch.restricted_to(rows.to(accelerator.device))
                 rows = rows[torch.isin(rows, own)]
                 terms = method.terms(mini_batch, step)
-                optimizer.zero_grad(set_to_none=True)
                 if measure_terms and number == 0:
-                    row |= gradients_by_kind(
-                        lambda batch=mini_batch, rows=rows: passes(batch, rows),
-                        terms, parameters, accelerator, processes, autocast,
-                    )  # fmt: skip
+                    gradients = functools.partial(passes.gradients, mini_batch, rows)
+                    row |= gradients_by_kind(gradients, terms, parameters, processes)
                 clipped = ClippedTokens(method)
-                look = measurement.add if len(updates) == 1 else clipped.add
-                losses = accumulate_gradients(passes(mini_batch, rows), terms, accelerator, autocast, look)
-                processes.add_gradients(parameters)
-                # What a gate lets through is known of the whole batch; losses are of this process's rows.
-                losses |= processes.totals({name: x for name, x in losses.items() if name != "guided"})
+                losses = passes.gradients(mini_batch, rows, terms, measurement if len(updates) == 1 else clipped)
                 if number < config.mini_batches:  # the first pass over the batch
                     for name, value in losses.items():
                         sums[name] = sums.get(name, 0.0) + float(value) / config.mini_batches
