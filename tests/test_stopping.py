@@ -72,7 +72,7 @@ def lower(limit: int, value: int) -> None:
 
 @pytest.fixture
 def large_config(tiny_config, tmp_path):
-    """2048 responses, which need more than 100 MB in one micro-batch and less than 40 MB in two."""
+    """2048 responses, which need more than 220 MB in one micro-batch and less than 100 MB in four."""
     return tiny_config(tmp_path, steps=1, prompts_per_step=8, group_size=256, micro_batch_tokens=100_000,
                        evaluate_every=0, gradient_terms_every=1, max_gradient_norm=1e6)  # fmt: skip
 
@@ -80,7 +80,7 @@ def large_config(tiny_config, tmp_path):
 def test_out_of_memory_halves_the_micro_batches_and_changes_nothing_but_rounding(large_config, tmp_path):
     def work(index: int) -> None:
         sys.stderr = (tmp_path / "told").open("w", buffering=1)
-        at_step(0, lambda: leave_memory(70))
+        at_step(0, lambda: leave_memory(160))
         quiet(large_config)
 
     group = Group(1, work, tmp_path)
@@ -98,7 +98,7 @@ def test_out_of_memory_in_one_process_halves_those_of_both(large_config, tmp_pat
     def work(index: int) -> None:
         sys.stderr = (tmp_path / f"told-{index}").open("w", buffering=1)
         if index:
-            at_step(0, lambda: leave_memory(35))
+            at_step(0, lambda: leave_memory(100))
         quiet(large_config)
 
     group = Group(2, work, tmp_path)
