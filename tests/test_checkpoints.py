@@ -9,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tgpo_lab.checkpoints import CheckpointState, checkpoint_folders, load_optimizer, read_state, save_checkpoint
+from tgpo_lab.checkpoints import (
+    CheckpointState,
+    checkpoint_folders,
+    load_optimizer,
+    optimizer_tensors,
+    read_state,
+    save_checkpoint,
+)
 from tgpo_lab.errors import InputError
 from tgpo_lab.files import require_writable_folder, write_json, write_text, written_folder
 from tgpo_lab.pairs import load_model, load_tokenizer
@@ -97,7 +104,8 @@ class Learner:
 
     def save(self, folder, step: int, keep: int = 0, schedule: dict | None = None):
         state = CheckpointState(step, schedule or {})
-        return save_checkpoint(folder, state, self.student, self.tokenizer, self.optimizer, keep)
+        moments = optimizer_tensors(self.student, self.optimizer)
+        return save_checkpoint(folder, state, self.student, self.tokenizer, moments, keep)
 
     def weights(self) -> dict[str, torch.Tensor]:
         return self.student.state_dict()

@@ -117,7 +117,7 @@ def test_a_token_sampled_from_the_teacher_follows_the_teacher(pair):
     rollouts = Rollouts([rollouts.prompts[0]] * 3000, rollouts.responses, rollouts.mask, rollouts.finished, 0)
     answers = ask_teacher(
         pair.teacher, rollouts, vocabulary_size=2048, micro_batch_tokens=10**6,
-        sampling_generator=torch.Generator().manual_seed(0),
+        sampling_seed=0,
     )  # fmt: skip
     probabilities = pair.teacher(torch.tensor([rollouts.prompts[0]])).logits[0, -1].softmax(-1)
     half = probabilities > probabilities.median()

@@ -76,7 +76,7 @@ def test_every_method_with_a_teacher_learns_something_else_from_another_teacher(
 ):
     """Public code has trained with teacher terms in which the teacher did not occur."""
     if method == "kdrl-wrong-groups":  # it asks the teacher only where no response of a group is right
-        monkeypatch.setattr(training, "score", lambda rollouts, *others: torch.zeros(len(rollouts)))
+        monkeypatch.setattr(training, "score", lambda rollouts, *others, processes: torch.zeros(len(rollouts)))
     made = make_method(method, tiny=True)
     one = run(tiny_config(method=made, output=str(tmp_path / "one"), steps=1))
     two = run(
@@ -88,7 +88,7 @@ def test_every_method_with_a_teacher_learns_something_else_from_another_teacher(
 def test_luffy_learns_from_the_teachers_trace(tiny_config, tmp_path, random_pair, monkeypatch):
     """The trace is right and the samples are wrong, as its whole point is; so the traces decide the update."""
 
-    def traces_are_right(rollouts, answers, judge, tokenizer):
+    def traces_are_right(rollouts, answers, judge, tokenizer, *, processes):
         rewards = torch.zeros(len(rollouts))
         rewards[8:] = 1.0  # 2 prompts × 4 samples come first
         return rewards

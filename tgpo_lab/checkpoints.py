@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
 from .files import write_json, write_text, written_folder
+from .sharding import like
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 PREFIX = "step-"
@@ -40,7 +41,7 @@ def save_checkpoint(
     state: CheckpointState,
     student: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    optimizer: torch.optim.Optimizer,
+    optimizer: dict[str, torch.Tensor],
     keep: int,
     *,
     card: str = "",
@@ -48,14 +49,15 @@ def save_checkpoint(
 ) -> Path:
     """Write ``folder/step-NNNNNN``, whole or not at all, then remove all but the latest ``keep`` (0: none).
 
-    ``card`` is its README.md; ``write_student`` writes the weights into a folder.
+    ``optimizer`` comes from :func:`optimizer_tensors`, ``card`` is its README.md, and ``write_student`` writes the
+    weights into a folder.
     """
     target = folder / f"{PREFIX}{state.step:06d}"
     with written_folder(target) as writing:
         transformers_logging.disable_progress_bar()
         write_student(student, writing)
         tokenizer.save_pretrained(writing)
-        save_file(_flatten(student, optimizer), writing / OPTIMIZER_FILE)
+        save_file(optimizer, writing / OPTIMIZER_FILE)
         if card:
             write_text(writing / "README.md", card)
         files = sorted(file for file in writing.rglob("*") if file.is_file())
@@ -116,14 +118,15 @@ def load_optimizer(checkpoint: Path, student: PreTrainedModel, optimizer: torch.
             if keys:
                 # The step counter lives on the CPU, the moments beside their parameter.
                 optimizer.state[parameter] = {
-                    key.split("|", 1)[0]: tensors[key] if tensors[key].ndim == 0 else tensors[key].to(parameter.device)
+                    key.split("|", 1)[0]: tensors[key] if tensors[key].ndim == 0 else like(tensors[key], parameter)
                     for key in keys
                 }
     except (SafetensorError, OSError, IndexError) as error:
         raise InputError(f"{file} is damaged ({error}). Remove the checkpoint to use the one before.") from error
 
 
-def _flatten(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def optimizer_tensors(student: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """An optimiser's state by its kind and the parameter's name."""
     return {
         f"{key}|{name}": value.detach().contiguous()
         for name, parameter in student.named_parameters()

@@ -1,4 +1,4 @@
-"""The one exception for bad input."""
+"""The exception for bad input, and the one for a run that cannot go on."""
 
 
 class InputError(Exception):
@@ -6,4 +6,11 @@ class InputError(Exception):
 
     The command line prints it as one sentence and exits with status 2. Not a ValueError: parsers
     catch those and wrap them into reports of their own.
+    """
+
+
+class RunError(RuntimeError):
+    """A run cannot go on, for no fault of the input. The message names the reason, what is kept and what to do.
+
+    The command line prints it as one sentence and exits with status 1.
     """

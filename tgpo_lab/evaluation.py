@@ -9,13 +9,14 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .divided_sampling import sample_divided
 from .errors import InputError
 from .pairs import Pair, require_room
+from .processes import ALONE, Processes
 from .prompts import load_prompts
 from .randomness import generator_for
 from .rewards import reward_function, score
 from .rollouts import Rollouts, join_rollouts
-from .sampling import sample_responses
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def evaluate(
     reward: str = "marked_answer",
     seed: int = 0,
     prompts_at_once: int = 128,
+    processes: Processes = ALONE,
 ) -> Evaluation:
     """Let a model answer prompts and judge the answers.
 
@@ -76,6 +78,7 @@ def evaluate(
         reward: name of the reward.
         seed: decides the samples.
         prompts_at_once: size of a batch.
+        processes: each answers its share of a batch; all get the whole result.
 
     Raises:
         InputError: no prompts, no such split, unknown reward, prompts too long for the model.
@@ -89,7 +92,8 @@ def evaluate(
     parts, rewards = [], []
     for start in range(0, len(prompts), prompts_at_once):
         chunk = prompts[start : start + prompts_at_once]
-        rollouts = sample_responses(
+        rollouts = sample_divided(
+            processes,
             model,
             pair.encode(chunk["prompt"]),
             max_new_tokens,
@@ -101,7 +105,7 @@ def evaluate(
             vocabulary_size=pair.vocabulary_size,
         )
         answers = [answer for answer in chunk["answer"] for _ in range(samples_per_prompt)]
-        rewards.append(score(rollouts, answers, judge, pair.tokenizer))
+        rewards.append(score(rollouts, answers, judge, pair.tokenizer, processes=processes))
         parts.append(rollouts)
     rollouts = join_rollouts(parts)
     all_rewards = torch.cat(rewards)

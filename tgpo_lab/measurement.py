@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from .batch import Batch, Positions
 from .losses import entropy, forward_kl_per_token, reverse_kl_per_token
 from .methods.base import Method, Term
+from .processes import Processes
 from .rollouts import Rollouts
-from .student_pass import Autocast, StudentPass, accumulate_gradients
+from .sharding import own_part
 
 
 def choose_measured(rollouts: Rollouts, count: int, generator: torch.Generator) -> Tensor:
@@ -32,6 +32,10 @@ class StepMeasurement:
 
     def __init__(self, batch: Batch, measured: Tensor, rejection_threshold: float):
         self._batch, self._measured, self._threshold = batch, measured, rejection_threshold
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all positions."""
         self._tokens = {"kl_sampled": 0.0, "rejected": 0.0, "positive_signal": 0.0}
         names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl", "agreement")
         self._distributions = dict.fromkeys(names, 0.0)
@@ -63,8 +67,10 @@ class StepMeasurement:
         for name, value in values.items():
             self._distributions[name] += float(value.sum())
 
-    def summary(self) -> dict[str, float]:
-        """Means over tokens, and means over the student's responses."""
+    def summary(self, processes: Processes) -> dict[str, float]:
+        """Means over tokens, and means over the student's responses, of all processes."""
+        counts = {"token_count": self._token_count, "distribution_count": self._distribution_count}
+        totals = processes.totals({**self._tokens, **self._distributions, **counts})
         batch, rows = self._batch, self._batch.student_rows
         rollouts = batch.rollouts
         return {
@@ -73,8 +79,8 @@ class StepMeasurement:
             "truncated": float((~rollouts.finished[:rows]).float().mean()),
             "tokens": float(batch.student_mask.sum()),
             "teacher_trace_tokens": float(batch.teacher_mask.sum()),
-            **{name: value / max(1, self._token_count) for name, value in self._tokens.items()},
-            **{name: value / max(1, self._distribution_count) for name, value in self._distributions.items()},
+            **{name: totals[name] / max(1, totals["token_count"]) for name in self._tokens},
+            **{name: totals[name] / max(1, totals["distribution_count"]) for name in self._distributions},
         }
 
 
@@ -83,6 +89,10 @@ class ClippedTokens:
 
     def __init__(self, method: Method):
         self._low, self._high = (getattr(method, name, math.inf) for name in ("clip_low", "clip_high"))
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget all positions."""
         self.count = 0
 
     @torch.no_grad()
@@ -94,27 +104,33 @@ class ClippedTokens:
 
 
 def gradients_by_kind(
-    make_passes: Callable[[], Iterable[StudentPass]],
+    gradients: Callable[[list[Term]], object],
     terms: list[Term],
     parameters: list[torch.nn.Parameter],
-    accelerator: Accelerator,
-    autocast: Autocast,
+    processes: Processes,
 ) -> dict[str, float]:
     """Norm of each kind of term's own gradient, and the cosine if there are both kinds.
 
-    One forward and backward pass for each kind; the parameters' ``.grad`` must be empty and is left so.
+    Args:
+        gradients: gives the parameters the gradient of some terms; one forward and backward pass for each kind.
+        terms: of the method's loss.
+        parameters: their ``.grad`` is left empty.
+        processes: over which the parameters may be sharded.
     """
     sums: dict[str, list[Tensor]] = {}
     for kind in dict.fromkeys(term.kind for term in terms if term.weight):
-        accumulate_gradients(make_passes(), [term for term in terms if term.kind == kind], accelerator, autocast)
+        gradients([term for term in terms if term.kind == kind])
         sums[kind] = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         for parameter in parameters:
             parameter.grad = None
-    norms = {kind: math.sqrt(sum(float(g.double().square().sum()) for g in s)) for kind, s in sums.items()}
+
+    def product(first: list[Tensor], second: list[Tensor]) -> float:
+        parts = zip(map(own_part, first), map(own_part, second), strict=True)
+        value = sum(float((a.double() * b.double()).sum()) for a, b in parts)
+        return processes.totals({"product": value})["product"] if processes.sharded else value
+
+    norms = {kind: math.sqrt(product(s, s)) for kind, s in sums.items()}
     result = {f"gradient_norm_{kind}": norm for kind, norm in norms.items()}
     if len(norms) == 2 and all(norms.values()):
-        product = sum(
-            float((a.double() * b.double()).sum()) for a, b in zip(sums["reward"], sums["teacher"], strict=True)
-        )
-        result["gradient_cosine"] = product / (norms["reward"] * norms["teacher"])
+        result["gradient_cosine"] = product(sums["reward"], sums["teacher"]) / (norms["reward"] * norms["teacher"])
     return result

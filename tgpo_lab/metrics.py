@@ -66,22 +66,25 @@ METRICS: dict[str, Metric] = {
 
 
 class MetricsLog:
-    """Metrics as JSON lines: one row a step, appended and flushed at once."""
+    """Metrics as JSON lines: one row a step, appended and flushed at once. Without ``writes`` the file is only read."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, *, writes: bool = True):
+        self.path, self._writes = path, writes
         self.rows: list[dict[str, float]] = []
 
     def append(self, row: dict[str, float]) -> None:
         """Add a row."""
         self.rows.append(row)
+        if not self._writes:
+            return
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
     def rewind(self, step: int) -> None:
         """Forget the rows of ``step`` and later ones, as a resumed run makes them again."""
         self.rows = [row for row in read_rows(self.path) if row["step"] < step]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
+        if self._writes:
+            write_text(self.path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:

@@ -8,6 +8,12 @@ from torch import Tensor
 from .rollouts import Rollouts
 
 
+def padded_tokens(rollouts: Rollouts) -> int:
+    """Tokens of all rows as one micro-batch: rows × longest sequence."""
+    lengths = torch.tensor([len(p) for p in rollouts.prompts]) + rollouts.lengths.cpu()
+    return len(rollouts) * int(lengths.max()) if len(rollouts) else 0
+
+
 def split_rows(rollouts: Rollouts, micro_batch_tokens: int) -> list[Tensor]:
     """Row indices of micro-batches: rows × longest sequence ≤ ``micro_batch_tokens`` each.
 
@@ -26,4 +32,4 @@ def split_rows(rollouts: Rollouts, micro_batch_tokens: int) -> list[Tensor]:
         if parts[-1] and (len(parts[-1]) + 1) * int(lengths[row]) > micro_batch_tokens:
             parts.append([])
         parts[-1].append(row)
-    return [torch.tensor(part, device=rollouts.responses.device) for part in parts]
+    return [torch.tensor(part, device=rollouts.responses.device) for part in parts if part]

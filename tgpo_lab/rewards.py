@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .errors import InputError
 from .imported_reward import ImportedReward
 from .math_answers import math_verify, require_math_verify
+from .processes import ALONE, Processes
 from .rollouts import Rollouts
 
 ANSWER_MARK = "#"
@@ -92,13 +93,22 @@ def score(
     answers: list[str],
     reward: Callable[[str, str], float],
     tokenizer: PreTrainedTokenizerBase,
+    *,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Rewards of rollouts: (B,) float32 on the CPU. ``answers`` has one entry per row.
 
-    A response that was cut at the token limit gets 0: it has not given its answer yet.
+    A response that was cut at the token limit gets 0: it has not given its answer yet. Each process judges a share of
+    the rows; all get the rewards of all.
     """
-    scores = [
-        reward(text, answer) if finished else 0.0
-        for text, answer, finished in zip(rollouts.texts(tokenizer), answers, rollouts.finished.tolist(), strict=True)
-    ]
-    return torch.tensor(scores, dtype=torch.float32)
+    right = dict(zip(range(len(rollouts)), answers, strict=True))
+
+    def judge(rows: Tensor) -> Tensor:
+        own = rollouts.rows(rows)
+        scores = [
+            reward(text, right[row]) if finished else 0.0
+            for row, text, finished in zip(rows.tolist(), own.texts(tokenizer), own.finished.tolist(), strict=True)
+        ]
+        return torch.tensor(scores, dtype=torch.float32)
+
+    return processes.divided(len(rollouts), judge).cpu()

@@ -20,7 +20,9 @@ from .provenance import provenance
 
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 # A resumed run may be longer, kept or shown otherwise; everything else decides its numbers.
-CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints", "trackers"}
+CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints", "trackers",
+                        # These decide memory, and of the numbers no more than rounding.
+                        "micro_batch_tokens", "gradient_checkpointing"}  # fmt: skip
 
 
 @dataclass

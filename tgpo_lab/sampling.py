@@ -61,6 +61,8 @@ def sample_responses(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     vocabulary_size: int | None = None,
+    first: int = 0,
+    of: int | None = None,
 ) -> Rollouts:
     """Sample responses (or take the most probable token each time, at temperature 0).
 
@@ -74,6 +76,8 @@ def sample_responses(
         temperature: divides the logits; 0 is greedy.
         generator: CPU generator for the random numbers; needed unless greedy.
         vocabulary_size: tokens from this id on are never written (padded vocabulary rows).
+        first, of: these prompts are part of ``of``, the first of them standing at ``first``. They get the random
+            numbers that they would get among all of them.
 
     Returns:
         Rollouts on the model's device.
@@ -82,7 +86,9 @@ def sample_responses(
     if temperature > 0:
         if generator is None:
             raise ValueError("Sampling at a temperature above 0 needs a generator: what it draws must be repeatable.")
-        uniform = torch.rand(rows, max_new_tokens, generator=generator).to(device)
+        everyone = (len(prompts) if of is None else of) * samples_per_prompt
+        uniform = torch.rand(everyone, max_new_tokens, generator=generator)
+        uniform = uniform[first * samples_per_prompt :][:rows].to(device)
     longest = max(len(p) for p in prompts)
     ends = torch.tensor(end_tokens, device=device)
     cache = preallocated_cache(model, longest + max_new_tokens)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from .micro_batches import split_rows
 from .policy import most_probable, positions_at_once, project_to_vocabulary, response_hidden_states
+from .processes import Processes
 from .rollouts import Rollouts
 from .sampling import draw_tokens
 
@@ -47,6 +48,14 @@ class TeacherAnswers:
             padded[item.name] = value
         return TeacherAnswers(**padded)
 
+    def of_all(self, processes: Processes) -> TeacherAnswers:
+        """The answers that any process has, each having asked about other rows; ``hidden`` stays where it is."""
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if value is not None and not item.name.startswith("hidden"):
+                processes.sum(value)
+        return self
+
 
 @torch.no_grad()
 def ask_teacher(
@@ -57,7 +66,8 @@ def ask_teacher(
     micro_batch_tokens: int,
     keep_distribution: Tensor | None = None,
     top_k: int = 0,
-    sampling_generator: torch.Generator | None = None,
+    sampling_seed: int | None = None,
+    rows: Tensor | None = None,
 ) -> TeacherAnswers:
     """Run the teacher over the rollouts.
 
@@ -69,7 +79,8 @@ def ask_teacher(
         keep_distribution: (B, T) bool; positions whose whole distribution is needed later. Their
             hidden states are kept, which are far smaller than V log-probabilities.
         top_k: K of the top-k lists; 0 for none.
-        sampling_generator: CPU generator; if given, a token is drawn from the teacher at each position.
+        sampling_seed: if given, a token is drawn from the teacher at each position.
+        rows: (N,) int64; only about these. The others' answers are zero, and −1 in ``hidden_index``.
     """
     mask = rollouts.mask
     answers = TeacherAnswers(
@@ -78,8 +89,8 @@ def ask_teacher(
         confidence=torch.zeros(mask.shape, device=mask.device),
     )
     uniform = None
-    if sampling_generator is not None:
-        uniform = torch.rand(mask.shape, generator=sampling_generator).to(mask.device)
+    if sampling_seed is not None:
+        uniform = torch.rand(mask.shape, generator=torch.Generator().manual_seed(sampling_seed)).to(mask.device)
         answers.sampled_tokens = torch.zeros_like(rollouts.responses)
     if top_k:
         answers.top_tokens = torch.zeros(*mask.shape, top_k, dtype=torch.long, device=mask.device)
@@ -89,7 +100,9 @@ def ask_teacher(
         answers.hidden_index = torch.full(mask.shape, -1, device=mask.device)
     kept = 0
 
-    for rows in split_rows(rollouts, micro_batch_tokens):
+    asked = torch.arange(len(rollouts), device=mask.device) if rows is None else rows.to(mask.device)
+    for split in split_rows(rollouts.rows(asked), micro_batch_tokens):
+        rows = asked[split]
         part = rollouts.rows(rows)
         part_row, part_step = part.mask.nonzero(as_tuple=True)
         states = response_hidden_states(teacher, part)  # (positions of these rows, H)

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from .errors import InputError
+from .processes import start_options
 
 INSTALL = {
     "tensorboard": "pip install 'tgpo-lab[tensorboard]'",
@@ -41,6 +42,7 @@ def tracking_accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
         mixed_precision="no",  # fixed once for a process; the loop's own autocast can differ from run to run
         log_with=list(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder / "tensorboard")),
+        **start_options(),
     )
 
 

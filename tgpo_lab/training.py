@@ -9,9 +9,7 @@ default one update is made per batch, so π_old is πθ and nothing is clipped.
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Iterator
+import functools
 from pathlib import Path
 
 import torch
@@ -20,32 +18,29 @@ from transformers import PreTrainedModel
 
 from .allocator import keep_freed_memory
 from .batch import Batch
-from .checkpoints import CheckpointState, load_optimizer, read_state, save_checkpoint
+from .checkpoints import CheckpointState, optimizer_tensors, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig
-from .errors import InputError
+from .divided_sampling import sample_step
 from .evaluation import evaluate
-from .lora import add_adapters, load_adapters, require_peft, save_merged
+from .lora import require_peft, save_merged
 from .measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
 from .methods import method_name
-from .metrics import MetricsLog, metrics_frame
-from .micro_batches import split_rows
+from .metrics import metrics_frame
 from .mini_batches import mini_batches, rows_of_groups
 from .model_card import model_card
-from .pairs import Pair, load_model, load_pair, require_room
+from .out_of_memory import MicroBatchTokens
+from .preparation import prepare
+from .processes import Processes
 from .progress import TrainingProgress
-from .prompts import load_prompts, training_and_held_out
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rewards import reward_function, score
-from .rollouts import Rollouts, join_rollouts
-from .runs import CHECKPOINTS, METRICS_FILE, RunResult, check_resumable, latest_checkpoint, start_run
-from .sampling import sample_responses
-from .stopping import NonFiniteError, StopRequest, save_failed_batch
-from .student_pass import StudentPass, accumulate_gradients
+from .runs import CHECKPOINTS, RunResult
+from .sharding import gathered, whole
+from .stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
+from .student_pass import StudentPasses
 from .teacher import ask_teacher
 from .trackers import tracked, tracking_accelerator
-
-_TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = True) -> RunResult:
@@ -55,6 +50,9 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     goes on with ``resume=True`` and ends with the same weights, bit for bit on a CPU, as one that
     was not.
 
+    Started by ``accelerate launch`` or ``torchrun``, several processes divide each step's prompts, the held-out ones
+    too. Their number, which a resume may change, makes no difference but rounding: see :mod:`tgpo_lab.processes`.
+
     Args:
         config: everything that decides the run.
         resume: go on from the newest checkpoint in ``config.output``.
@@ -63,96 +61,61 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     Raises:
         InputError: something in the configuration, the pair or the folder cannot work.
         NonFiniteError: a loss or gradient became infinite or NaN; the batch is saved, no update made.
+        OtherProcessError: another process of the run failed, ended or does not answer.
     """
     if config.lora_rank:
         require_peft()
-    accelerator = tracking_accelerator(Path(config.output), config.trackers)
-    if accelerator.num_processes > 1:
-        raise InputError("The loop runs in one process so far. Start it without accelerate launch.")
+    directory = Path(config.output)
+    accelerator = tracking_accelerator(directory, config.trackers)
+    processes = Processes(accelerator, f"To go on: tgpo-lab train --resume {directory}, with all processes.")
     keep_freed_memory()
 
-    # ── Pair, prompts, optimiser ─────────────────────────────────────────────────────────────────
-    pair = load_pair(
-        config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device,
-        # Frozen weights need no room for small updates.
-        student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
-        prompt_format=config.prompt_format,
-    )  # fmt: skip
-    if config.method.top_k > pair.vocabulary_size:
-        raise InputError(
-            f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
-        )
-    source = config.dataset or pair.prompts
-    if source is None:
-        raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
-    splits = load_prompts(source, **config.prompt_options)
-    training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
-    require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
-    directory = Path(config.output)
-    first_step = 0
-    if resume:
-        check_resumable(config, directory)
-        checkpoint = latest_checkpoint(directory)
-        first_step = read_state(checkpoint).step
-        if config.lora_rank:
-            load_adapters(pair.student, checkpoint)
-        else:
-            pair.student = load_model(checkpoint, torch.float32, accelerator.device)
-    else:
-        start_run(config)
-        if config.lora_rank:
-            add_adapters(pair.student, config.lora_rank, config.lora_alpha, config.seed)
+    run = prepare(config, processes, accelerator.device, resume=resume)
+    pair, method, optimizer, parameters, log = run.pair, run.method, run.optimizer, run.parameters, run.log
     student, teacher = pair.student, pair.teacher
-    if config.gradient_checkpointing:
-        # The old name warns from transformers 5.23 on, the new one is missing before.
-        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, config.learning_rate, (config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
-    )
-    method = copy.deepcopy(config.method)  # a schedule may keep state
-    log = MetricsLog(directory / METRICS_FILE)
-    if resume:
-        load_optimizer(checkpoint, student, optimizer)
-        if method.schedule is not None:
-            method.schedule.load_state(read_state(checkpoint).schedule)
-        log.rewind(first_step)
 
     def save(step: int) -> None:
-        schedule = method.schedule.state() if method.schedule is not None else {}
-        save_checkpoint(
+        write = save_merged if config.lora_merged else PreTrainedModel.save_pretrained
+        moments = optimizer_tensors(student, optimizer)
+        if processes.sharded:
+            weights = gathered(student.state_dict(keep_vars=True), keep=processes.is_first)
+            write = functools.partial(write, state_dict=weights)
+            moments = gathered(moments, keep=processes.is_first)
+        processes.first_alone(
+            save_checkpoint,
             directory / CHECKPOINTS,
-            CheckpointState(step, schedule),
+            CheckpointState(step, method.schedule.state() if method.schedule is not None else {}),
             student,
             pair.tokenizer,
-            optimizer,
+            moments,
             config.keep_checkpoints,
             card=model_card(config, log.rows, step),
-            write_student=save_merged if config.lora_merged else PreTrainedModel.save_pretrained,
+            write_student=write,
         )
 
     def autocast() -> torch.autocast:
         return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
 
-    def passes(batch: Batch, rows: Tensor) -> Iterator[StudentPass]:
-        for part in split_rows(batch.rollouts.rows(rows), config.micro_batch_tokens):
-            yield StudentPass(batch, rows.to(part.device)[part], pair, config.temperature, autocast)
-
     def held_out_accuracy() -> float:
         with autocast():
-            return evaluate(pair, prompts=held_out, temperature=config.evaluation_temperature, seed=config.seed,
-                            max_new_tokens=config.max_new_tokens, reward=config.reward).accuracy  # fmt: skip
+            return evaluate(pair, prompts=run.held_out, temperature=config.evaluation_temperature, seed=config.seed,
+                            max_new_tokens=config.max_new_tokens, reward=config.reward,
+                            processes=processes).accuracy  # fmt: skip
 
-    if not resume:
-        save(0)  # from here on there is always a whole checkpoint to go back to
+    micro_batches = MicroBatchTokens(config.micro_batch_tokens, processes)
+    passes = StudentPasses(pair, config.temperature, autocast, accelerator, processes, micro_batches)
     clock = Clock(accelerator.device)
     judge = reward_function(config.reward)
-    step, seconds_save = first_step, 0.0
-    progress = TrainingProgress(method_name(method), first_step, config.steps, show_progress)
-    with StopRequest() as stop, progress, tracked(accelerator, directory.name, config.as_dict()) as track:
-        while step < config.steps and not stop.requested:
-            torch.manual_seed(derived_seed(config.seed, "step", step))  # for dropout, where a model has any
+    step, stopping, seconds_save = run.first_step, False, 0.0
+    show_progress = show_progress and processes.is_first
+    progress = TrainingProgress(method_name(method), step, config.steps, show_progress)
+    tracker = tracked(accelerator, directory.name, config.as_dict())
+    with full_memory_or_disk_told(directory), StopRequest() as stop, progress, tracker as track:
+        if not resume:
+            save(0)  # from here on there is always a whole checkpoint to go back to
+        while step < config.steps and not stopping:
+            # For dropout, where a model has any: the one random choice that depends on the number of processes.
+            torch.manual_seed(derived_seed(config.seed, "step", step) + processes.index)
             row: dict[str, float] = {"step": step}
             student.eval()
             clock.start()
@@ -163,40 +126,43 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             seconds_measure = clock.lap()
 
             # ── Sample ───────────────────────────────────────────────────────────────────────────
-            chosen = training_prompts[rows_of_step(config.seed, step, config.prompts_per_step, len(training_prompts))]
+            rows = rows_of_step(config.seed, step, config.prompts_per_step, len(run.training_prompts))
+            chosen = run.training_prompts[rows]
             prompts = pair.encode(chosen["prompt"])
             with autocast():
-                rollouts, from_teacher = _sample(config, pair, prompts, step)
+                rollouts, from_teacher = sample_step(config, pair, prompts, step, processes)
             row["seconds_sample"] = clock.lap()
 
             # ── Reward ───────────────────────────────────────────────────────────────────────────
             answers = [answer for answer in chosen["answer"] for _ in range(config.group_size)]
             traces_per_prompt = (len(rollouts) - len(answers)) // len(prompts)
             answers += [answer for answer in chosen["answer"] for _ in range(traces_per_prompt)]
-            rewards = score(rollouts, answers, judge, pair.tokenizer).to(accelerator.device)
+            rewards = score(rollouts, answers, judge, pair.tokenizer, processes=processes).to(accelerator.device)
             row["seconds_reward"] = clock.lap()
 
             # ── Teacher: one forward pass over the student's rollouts ────────────────────────────
+            groups = torch.tensor(processes.share(len(prompts)), dtype=torch.long)
+            own = rows_of_groups(groups, config.group_size, len(prompts), traces_per_prompt)
             student_rollouts = rollouts.rows((~from_teacher).nonzero().squeeze(-1))
             measured = choose_measured(
                 student_rollouts, config.measured_positions, generator_for(config.seed, "measured", step)
             )
-            asked = ask_teacher(
+            ask = functools.partial(
+                ask_teacher,
                 teacher,
                 student_rollouts,
                 vocabulary_size=pair.vocabulary_size,
-                micro_batch_tokens=config.micro_batch_tokens,
                 keep_distribution=student_rollouts.mask if method.needs_distribution else measured,
                 top_k=method.top_k,
-                sampling_generator=generator_for(config.seed, "teacher", step)
-                if method.samples_teacher_tokens
-                else None,
+                sampling_seed=derived_seed(config.seed, "teacher", step) if method.samples_teacher_tokens else None,
+                rows=own[own < len(student_rollouts)],
             )
+            asked = micro_batches.fit(student_rollouts, lambda tokens, ask=ask: ask(micro_batch_tokens=tokens))
             batch = Batch(
                 rollouts=rollouts,
                 from_teacher=from_teacher,
                 rewards=rewards,
-                teacher=asked.padded_to(rollouts.mask.shape),
+                teacher=asked.of_all(processes).padded_to(rollouts.mask.shape),
                 behaviour_logprobs=None,
                 group_size=config.group_size,
                 max_new_tokens=config.max_new_tokens,
@@ -215,51 +181,36 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             if len(updates) > 1:
                 # log π_old is computed the way the update computes log πθ, so that the first ratio is exactly 1.
                 # This pass is also the one to measure on: the later ones see a student that has moved.
-                behaviour = torch.zeros(rollouts.mask.shape, device=accelerator.device)
-                with torch.no_grad():
-                    for student_pass in passes(batch, torch.arange(len(rollouts))):
-                        for positions in student_pass.positions():
-                            positions.write_logprobs(behaviour)
-                            measurement.add(positions)
-                batch = batch.with_behaviour(behaviour)
+                batch = batch.with_behaviour(passes.logprobs(batch, own, measurement))
             sums: dict[str, float] = {}
             gradient_norm = 0.0
             for number, groups in enumerate(updates):
                 rows = rows_of_groups(groups, config.group_size, len(prompts), traces_per_prompt)
                 mini_batch = batch.restricted_to(rows.to(accelerator.device))
+                rows = rows[torch.isin(rows, own)]
                 terms = method.terms(mini_batch, step)
-                optimizer.zero_grad(set_to_none=True)
                 if measure_terms and number == 0:
-                    row |= gradients_by_kind(
-                        lambda batch=mini_batch, rows=rows: passes(batch, rows),
-                        terms, parameters, accelerator, autocast,
-                    )  # fmt: skip
+                    gradients = functools.partial(passes.gradients, mini_batch, rows)
+                    row |= gradients_by_kind(gradients, terms, parameters, processes)
                 clipped = ClippedTokens(method)
-                look = measurement.add if len(updates) == 1 else clipped.add
-                losses = accumulate_gradients(passes(mini_batch, rows), terms, accelerator, autocast, look)
+                losses = passes.gradients(mini_batch, rows, terms, measurement if len(updates) == 1 else clipped)
                 if number < config.mini_batches:  # the first pass over the batch
                     for name, value in losses.items():
                         sums[name] = sums.get(name, 0.0) + float(value) / config.mini_batches
-                norm = float(accelerator.clip_grad_norm_(parameters, config.max_gradient_norm))
-                if not math.isfinite(norm) or not all(math.isfinite(x) for x in sums.values()):
-                    bad = next((name for name, x in sums.items() if not math.isfinite(x)), "the gradient")
-                    kept = save_failed_batch(directory, step, bad, batch)
-                    raise NonFiniteError(
-                        f"Step {step}: {bad} is not finite (gradient norm {norm}). No update was made. The batch is in "
-                        f"{kept}, the last good checkpoint in {latest_checkpoint(directory)}. A lower learning rate "
-                        "or a smaller weight of the teacher term is the usual remedy."
-                    )
+                norm = float(whole(accelerator.clip_grad_norm_(parameters, config.max_gradient_norm)))
+                refuse_non_finite(norm, sums, directory, step, batch, processes)
                 optimizer.step()
                 gradient_norm = max(gradient_norm, norm)
             row["seconds_update"] = clock.lap()
 
             # ── Measure ──────────────────────────────────────────────────────────────────────────
-            row |= measurement.summary() | sums
+            row |= measurement.summary(processes) | sums
             if method.schedule is not None:
                 row["weight"] = method.schedule(step)
                 method.schedule.observe(step, row["agreement"])
             row["gradient_norm"] = gradient_norm
-            row["clip_fraction"] = clipped.count / max(1.0, row["tokens"] / config.mini_batches)
+            clipped_tokens = processes.totals({"clipped": clipped.count})["clipped"]
+            row["clip_fraction"] = clipped_tokens / max(1.0, row["tokens"] / config.mini_batches)
             row["learning_rate"] = learning_rate
             row["seconds_measure"] = seconds_measure + clock.lap()
             row["seconds_save"] = seconds_save
@@ -270,7 +221,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
 
             # ── Save ─────────────────────────────────────────────────────────────────────────────
             seconds_save = 0.0
-            if step % config.checkpoint_every == 0 or step == config.steps or stop.requested:
+            stopping = processes.any(stop.requested)
+            if step % config.checkpoint_every == 0 or step == config.steps or stopping:
                 save(step)
                 seconds_save = clock.lap()
 
@@ -283,30 +235,6 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     if not completed:
         progress.say(f"Stopped after step {step} of {config.steps}. To go on: tgpo-lab train --resume {directory}")
     return RunResult(directory, config, metrics_frame(log.rows), student, completed)
-
-
-def _sample(config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int) -> tuple[Rollouts, Tensor]:
-    """The student's rollouts and, where the method learns from them, the teacher's own after them."""
-    traces = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[config.method.teacher_traces]
-    parts = []
-    for writer, samples in (("student", config.group_size), ("teacher", traces)):
-        if samples:
-            parts.append(
-                sample_responses(
-                    pair.student if writer == "student" else pair.teacher,
-                    prompts,
-                    config.max_new_tokens,
-                    pair.end_tokens,
-                    pair.pad_token,
-                    samples_per_prompt=samples,
-                    temperature=config.temperature if writer == "student" else 1.0,
-                    generator=generator_for(config.seed, "sampling", writer, step),
-                    vocabulary_size=pair.vocabulary_size,
-                )
-            )
-    rollouts = join_rollouts(parts)
-    rows = torch.arange(len(rollouts), device=rollouts.responses.device)
-    return rollouts, rows >= len(parts[0])
 
 
 def _pad_like(values: Tensor, mask: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from ..errors import InputError
+from ..errors import InputError, RunError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,11 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("tgpo-lab: interrupted.", file=sys.stderr)
         return 130
-    except RuntimeError as error:
-        from ..stopping import NonFiniteError
-
-        if not isinstance(error, NonFiniteError):
-            raise
+    except RunError as error:
         print(f"tgpo-lab: {error}", file=sys.stderr)
         return 1
 

@@ -32,11 +32,13 @@ class Choice:
 def train_command(arguments: list[str]) -> int:
     """Train the student of a pair."""
     choice, config = parse_training(arguments)
-    from ..training import train  # here, so that --help does not wait for the import
+    from accelerate import PartialState  # here, so that --help does not wait for the imports
+
+    from ..training import train
 
     result = train(config, resume=choice.resume is not None, show_progress=not choice.quiet)
     accuracy = result.metrics["accuracy"].dropna()
-    if len(accuracy):
+    if len(accuracy) and PartialState().is_main_process:
         print(f"Held-out accuracy {accuracy.iloc[0]:.3f} → {accuracy.iloc[-1]:.3f}. The run is in {result.directory}.")
     return 0 if result.completed else 130
 

@@ -1,0 +1,327 @@
+"""Several processes on one run: the update and the metrics of one, files from one of them, and all stop together."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from process_group import Group
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tgpo_lab.checkpoints import read_state
+from tgpo_lab.errors import InputError
+from tgpo_lab.methods import make_method
+from tgpo_lab.pairs import load_pair
+from tgpo_lab.processes import ALONE, Processes
+from tgpo_lab.randomness import generator_for
+from tgpo_lab.runs import latest_checkpoint
+from tgpo_lab.sampling import sample_responses
+from tgpo_lab.teacher import ask_teacher
+from tgpo_lab.training import train
+
+FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+METHODS = ("tgpo", "kdrl", "luffy", "exact-rkl", "tgpo-sampled", "tgpo-unconditioned", "grpo++")
+# Clipping would hide a gradient that is too large by a factor, and so does AdamW; its moments do not.
+COMMON = {"steps": 2, "prompts_per_step": 3, "evaluate_every": 1, "evaluation_prompts": 5, "gradient_terms_every": 1,
+          "checkpoint_every": 1, "max_gradient_norm": 1e6, "measured_positions": 40}  # fmt: skip
+
+
+def quiet(config, **options):
+    return train(config, show_progress=False, **options)
+
+
+def rows(folder: Path) -> list[dict]:
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in lines]
+
+
+def tensors(folder: Path, file: str) -> dict[str, torch.Tensor]:
+    return load_file(latest_checkpoint(folder) / file)
+
+
+def assert_same_run(found: Path, wanted: Path) -> None:
+    """Metrics, weights and moments agree to rounding, and something was learned."""
+    assert len(rows(found)) == len(rows(wanted))
+    for one, other in zip(rows(found), rows(wanted), strict=True):
+        assert list(one) == list(other)
+        for name, value in other.items():
+            assert one[name] == pytest.approx(value, rel=3e-5, abs=1e-6), name
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        one, other = tensors(found, file), tensors(wanted, file)
+        assert one.keys() == other.keys()
+        for name, tensor in other.items():
+            assert one[name].shape == tensor.shape and one[name].dtype == tensor.dtype
+            torch.testing.assert_close(one[name], tensor, rtol=1e-3, atol=1e-4 * float(tensor.abs().max()), msg=name)
+    start = load_file(sorted((wanted / "checkpoints").iterdir())[0] / "model.safetensors")
+    assert max(float((tensors(wanted, "model.safetensors")[n] - start[n]).abs().max()) for n in start) > 1e-5
+
+
+# ── The same update as one process ───────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def by_two(tmp_path_factory, tiny_config):
+    """Runs of two processes, all methods one after the other in the same group."""
+    folder = tmp_path_factory.mktemp("by-two")
+    configs = {m: tiny_config(folder, method=m, output=str(folder / m), **COMMON) for m in METHODS}
+    group = Group(2, lambda index: [quiet(config) for config in configs.values()], folder)
+    assert group.wait() == [0, 0], (group.errors(0), group.errors(1))
+    return configs
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_with_three_prompts_make_the_update_of_one(by_two, tmp_path, method):
+    config = by_two[method]
+    quiet(config.with_changes(output=str(tmp_path / "one")))
+    assert_same_run(Path(config.output), tmp_path / "one")
+    assert sorted(p.name for p in Path(config.output).iterdir()) == sorted(p.name for p in (tmp_path / "one").iterdir())
+
+
+def test_a_process_without_prompts_takes_part_and_mini_batches_are_those_of_one(tiny_config, tmp_path):
+    changes = {**COMMON, "prompts_per_step": 2, "mini_batches": 2, "passes": 2, "evaluation_temperature": 1.0,
+               "evaluation_prompts": 2}  # fmt: skip
+    configs = [tiny_config(tmp_path, method=m, output=str(tmp_path / m), **changes) for m in ("rkl", "luffy")]
+    group = Group(3, lambda index: [quiet(config) for config in configs], tmp_path)
+    assert group.wait() == [0, 0, 0], group.errors(0)
+    for config in configs:
+        quiet(config.with_changes(output=config.output + "-one"))
+        assert_same_run(Path(config.output), Path(config.output + "-one"))
+
+
+@pytest.fixture
+def untied_student(random_pair, tmp_path) -> str:
+    """The same student with an output matrix of its own."""
+    model = AutoModelForCausalLM.from_pretrained(random_pair.student)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.1)
+    model.save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(random_pair.student).save_pretrained(tmp_path / "untied")
+    return str(tmp_path / "untied")
+
+
+def test_sharded_weights_make_the_same_update(tiny_config, tmp_path, untied_student):
+    uneven = {**COMMON, "micro_batch_tokens": 40}  # so that one process has more micro-batches than the other
+    configs = [
+        tiny_config(tmp_path, method="tgpo", output=str(tmp_path / "tied"), **uneven, gradient_checkpointing=True),
+        tiny_config(tmp_path, method="luffy", output=str(tmp_path / "untied-run"), student=untied_student, **uneven),
+        tiny_config(tmp_path, method="exact-rkl", output=str(tmp_path / "several"), **uneven, mini_batches=2, passes=2),
+    ]
+    group = Group(2, lambda index: [quiet(config) for config in configs], tmp_path, **FSDP)
+    assert group.wait() == [0, 0], (group.errors(0), group.errors(1))
+    for config in configs:
+        quiet(config.with_changes(output=config.output + "-one"))
+        assert_same_run(Path(config.output), Path(config.output + "-one"))
+
+
+def test_sharded_weights_are_parts(tiny_config, tmp_path):
+    """Each process holds half of every matrix, and half of its moments."""
+    config = tiny_config(tmp_path, **COMMON)
+
+    def work(index: int) -> None:
+        student = quiet(config).student
+        whole = sum(p.numel() for p in student.parameters())
+        own = sum(p.to_local().numel() for p in student.parameters())
+        assert own == whole / 2
+
+    group = Group(2, work, tmp_path, **FSDP)
+    assert group.wait() == [0, 0], (group.errors(0), group.errors(1))
+
+
+# ── Going on ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["replicated", "sharded"])
+def test_a_run_goes_on_with_another_number_of_processes(tiny_config, tmp_path, environment):
+    weight = "UntilAgreement(0.5, agreement=0.001, patience=1, ramp=4)"
+    from tgpo_lab.schedules import parse_schedule
+
+    method = make_method("tgpo", weight=parse_schedule(weight))  # its state is in the checkpoint
+    config = tiny_config(tmp_path, method=method, **COMMON)
+    quiet(config.with_changes(output=str(tmp_path / "straight"), steps=3))
+    quiet(config.with_changes(steps=1))
+    group = Group(2, lambda index: quiet(config, resume=True), tmp_path, **environment)
+    assert group.wait() == [0, 0], (group.errors(0), group.errors(1))
+    quiet(config.with_changes(steps=3), resume=True)
+    assert_same_run(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_folder_that_holds_a_run_is_refused_by_the_first_and_the_others_follow(tiny_config, tmp_path):
+    config = tiny_config(tmp_path, steps=1)
+    quiet(config)
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    group = Group(2, lambda index: quiet(config), tmp_path)
+    assert group.wait() == [1, 1]
+    assert "InputError" in group.errors(0) and "already holds a run" in group.errors(0)
+    assert "OtherProcessError: The first process has stopped; it says why." in group.errors(1)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+# ── Stopping ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def wait_for_rows(folder: Path, count: int) -> None:
+    file, limit = folder / "metrics.jsonl", time.monotonic() + 100
+    while not (file.exists() and len(file.read_text().splitlines()) >= count):
+        assert time.monotonic() < limit, "the run makes no progress"
+        time.sleep(0.01)
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tiny_config, tmp_path):
+    config = tiny_config(tmp_path, **{**COMMON, "steps": 500, "checkpoint_every": 400, "evaluate_every": 0})
+
+    def work(index: int) -> None:
+        result = quiet(config)
+        (tmp_path / f"stopped-{index}").write_text(f"{result.completed} {len(result.metrics)}")
+
+    group = Group(2, work, tmp_path)
+    wait_for_rows(tmp_path / "run", 2)
+    os.kill(group.pids[1], signal.SIGTERM)
+    assert group.wait() == [0, 0], (group.errors(0), group.errors(1))
+    step = read_state(latest_checkpoint(tmp_path / "run")).step
+    assert 2 <= step < 500
+    assert [(tmp_path / f"stopped-{index}").read_text() for index in range(2)] == [f"False {step}"] * 2
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_a_process_is_killed_the_other_stops_and_the_run_goes_on(tiny_config, tmp_path, killed):
+    config = tiny_config(tmp_path, **{**COMMON, "steps": 500, "evaluate_every": 0})
+    group = Group(2, lambda index: quiet(config), tmp_path)
+    wait_for_rows(tmp_path / "run", 2)
+    os.kill(group.pids[killed], signal.SIGKILL)
+    codes = group.wait(60)
+    assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1
+    assert re.search(
+        r"OtherProcessError: Another of the 2 processes has ended or does not answer \(.+\)\. "
+        rf"To go on: tgpo-lab train --resume {tmp_path}/run, with all processes\.",
+        group.errors(1 - killed),
+    )
+    step = read_state(latest_checkpoint(tmp_path / "run")).step
+    assert step >= 1
+    result = quiet(config.with_changes(steps=step + 1), resume=True)
+    assert result.completed and result.metrics["step"].tolist() == list(range(step + 2))
+
+
+def test_an_error_in_one_process_stops_all(tiny_config, tmp_path):
+    """The reward fails on the second process alone."""
+    config = tiny_config(tmp_path, **COMMON, reward="last_number")
+
+    def work(index: int) -> None:
+        from tgpo_lab import training
+
+        def no_answer(name):
+            def judge(response: str, answer: str) -> float:
+                raise InputError("no number")
+
+            return judge if index else (lambda response, answer: 0.0)
+
+        training.reward_function = no_answer
+        quiet(config.with_changes(evaluate_every=0, max_new_tokens=20))
+
+    group = Group(2, work, tmp_path)
+    assert group.wait() == [1, 1]
+    assert "OtherProcessError" in group.errors(0) and "InputError: no number" in group.errors(1)
+
+
+# ── As users start it ────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_same_command_under_accelerate_launch(tiny_config, tmp_path):
+    config = tiny_config(tmp_path)
+    command = [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "tgpo_lab"),
+        *("train", "--student", config.student, "--teacher", config.teacher, "--dataset", config.dataset),
+        *("--steps", "1", "--prompts-per-step", "3", "--group-size", "4", "--max-new-tokens", "12"),
+        *("--evaluation-prompts", "4", "--output", str(tmp_path / "run")),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("The run is in") == 1 and done.stdout.count("step 1/1") == 1
+    quiet(config.with_changes(output=str(tmp_path / "one"), steps=1, prompts_per_step=3, evaluate_every=5))
+    for one, other in zip(rows(tmp_path / "run"), rows(tmp_path / "one"), strict=True):
+        for name in set(other) - {"accuracy"}:
+            assert one[name] == pytest.approx(other[name], rel=3e-5, abs=1e-6), name
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "FSDP version 2 alone"),
+        ({**FSDP, "FSDP_OFFLOAD_PARAMS": "true"}, "does not offload"),
+    ],
+)
+def test_other_kinds_of_sharding_are_refused(tiny_config, tmp_path, environment, message):
+    group = Group(2, lambda index: quiet(tiny_config(tmp_path)), tmp_path, **environment)
+    assert group.wait() == [1, 1]
+    assert f"InputError: The loop {'works under' if 'alone' in message else ''}" in group.errors(0)
+    assert message in group.errors(0) and message in group.errors(1)
+    assert not (tmp_path / "run").exists()
+
+
+# ── Parts ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_shares_hold_everything_once_and_differ_by_one_at_most(count, number):
+    shares = []
+    for index in range(number):
+        one = Processes()
+        one.number, one.index = number, index
+        shares.append(one.share(count))
+    assert [i for share in shares for i in share] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_a_part_of_the_prompts_gets_the_samples_that_it_gets_among_all(random_pair):
+    pair = load_pair(random_pair.student, random_pair.teacher)
+    prompts = pair.encode(["1+2+4=", "3+3+1=", "7+0+0=", "2+2+3="])
+
+    def sample(part, **where):
+        return sample_responses(
+            pair.student, part, 10, pair.end_tokens, pair.pad_token, samples_per_prompt=3,
+            generator=generator_for(0, "test"), **where,
+        )  # fmt: skip
+
+    whole, part = sample(prompts), sample(prompts[1:3], first=1, of=4)
+    assert part.prompts == whole.prompts[3:9]
+    assert torch.equal(part.lengths, whole.lengths[3:9])
+    width = part.responses.shape[1]
+    assert torch.equal(part.responses, whole.responses[3:9, :width])
+    assert not torch.equal(sample(prompts[1:3]).responses, part.responses)
+
+
+def test_the_teacher_answers_about_some_rows_as_it_does_about_all(random_pair):
+    pair = load_pair(random_pair.student, random_pair.teacher)
+    rollouts = sample_responses(
+        pair.student, pair.encode(["1+2+4=", "3+3+1=", "7+0+0="]), 10, pair.end_tokens, pair.pad_token,
+        generator=generator_for(0, "test"),
+    )  # fmt: skip
+
+    def ask(rows):
+        return ask_teacher(
+            pair.teacher, rollouts, vocabulary_size=pair.vocabulary_size, micro_batch_tokens=30, top_k=2,
+            keep_distribution=rollouts.mask, sampling_seed=0, rows=rows,
+        )  # fmt: skip
+
+    whole, part, rest = ask(None), ask(torch.tensor([2, 0])), ask(torch.tensor([1]))
+    for name in ("logprobs", "tokens", "confidence", "sampled_tokens", "top_tokens", "top_logprobs"):
+        found, wanted = getattr(part, name), getattr(whole, name)
+        assert not found[1].any() and getattr(rest, name)[1].any()
+        torch.testing.assert_close(found[[0, 2]], wanted[[0, 2]])
+        torch.testing.assert_close(found + getattr(rest, name), wanted)
+    assert (part.hidden_index[1] == -1).all()
+    assert ask(None).of_all(ALONE).tokens is not None
+
+
+def test_processes_that_were_not_joined_are_refused(tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="2 processes were started, but accelerate has not joined them"):
+        quiet(tiny_config(tmp_path))
