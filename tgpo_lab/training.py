@@ -32,17 +32,17 @@ from .metrics import MetricsLog, metrics_frame
 from .micro_batches import split_rows
 from .mini_batches import mini_batches, rows_of_groups
 from .model_card import model_card
-from .pairs import Pair, load_model, load_pair, require_room
+from .pairs import load_model, load_pair, require_room
 from .progress import TrainingProgress
 from .prompts import load_prompts, training_and_held_out
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rewards import reward_function, score
-from .rollouts import Rollouts, join_rollouts
+from .rollouts import join_rollouts
 from .runs import CHECKPOINTS, METRICS_FILE, RunResult, check_resumable, latest_checkpoint, start_run
 from .sampling import sample_responses
 from .stopping import NonFiniteError, StopRequest, save_failed_batch
 from .student_pass import StudentPass, accumulate_gradients
-from .teacher import ask_teacher
+from .teacher_sources import open_teacher
 from .trackers import tracked, tracking_accelerator
 
 _TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -76,7 +76,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=accelerator.device,
         # Frozen weights need no room for small updates.
         student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
-        prompt_format=config.prompt_format,
+        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format,
     )  # fmt: skip
     if config.method.top_k > pair.vocabulary_size:
         raise InputError(
@@ -88,6 +88,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
+    teacher = open_teacher(config, pair, training_prompts["prompt"], accelerator.device)
     directory = Path(config.output)
     first_step = 0
     if resume:
@@ -102,7 +103,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         start_run(config)
         if config.lora_rank:
             add_adapters(pair.student, config.lora_rank, config.lora_alpha, config.seed)
-    student, teacher = pair.student, pair.teacher
+    student = pair.student
     if config.gradient_checkpointing:
         # The old name warns from transformers 5.23 on, the new one is missing before.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
@@ -112,6 +113,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         parameters, config.learning_rate, (config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
     )
     method = copy.deepcopy(config.method)  # a schedule may keep state
+    traces_per_prompt = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[method.teacher_traces]
     log = MetricsLog(directory / METRICS_FILE)
     if resume:
         load_optimizer(checkpoint, student, optimizer)
@@ -166,27 +168,34 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             chosen = training_prompts[rows_of_step(config.seed, step, config.prompts_per_step, len(training_prompts))]
             prompts = pair.encode(chosen["prompt"])
             with autocast():
-                rollouts, from_teacher = _sample(config, pair, prompts, step)
-            row["seconds_sample"] = clock.lap()
+                sampled = sample_responses(
+                    student, prompts, config.max_new_tokens, pair.end_tokens, pair.pad_token,
+                    samples_per_prompt=config.group_size, temperature=config.temperature,
+                    generator=generator_for(config.seed, "sampling", "student", step),
+                    vocabulary_size=pair.vocabulary_size,
+                )  # fmt: skip
+                row["seconds_sample"] = clock.lap()
+                traces = [teacher.write(prompts, traces_per_prompt, step)] if traces_per_prompt else []
+                row["seconds_traces"] = clock.lap()
+            row["seconds_sample"] += row["seconds_traces"]
+            rollouts = join_rollouts([sampled, *traces])
+            from_teacher = torch.arange(len(rollouts), device=accelerator.device) >= len(sampled)
 
             # ── Reward ───────────────────────────────────────────────────────────────────────────
             answers = [answer for answer in chosen["answer"] for _ in range(config.group_size)]
-            traces_per_prompt = (len(rollouts) - len(answers)) // len(prompts)
             answers += [answer for answer in chosen["answer"] for _ in range(traces_per_prompt)]
             rewards = score(rollouts, answers, judge, pair.tokenizer).to(accelerator.device)
             row["seconds_reward"] = clock.lap()
 
-            # ── Teacher: one forward pass over the student's rollouts ────────────────────────────
+            # ── Teacher: its answers at every prefix of the student's rollouts ───────────────────
             student_rollouts = rollouts.rows((~from_teacher).nonzero().squeeze(-1))
             measured = choose_measured(
                 student_rollouts, config.measured_positions, generator_for(config.seed, "measured", step)
             )
-            asked = ask_teacher(
-                teacher,
+            keep = student_rollouts.mask if method.needs_distribution else measured
+            asked = teacher.ask(
                 student_rollouts,
-                vocabulary_size=pair.vocabulary_size,
-                micro_batch_tokens=config.micro_batch_tokens,
-                keep_distribution=student_rollouts.mask if method.needs_distribution else measured,
+                keep_distribution=keep if teacher.gives_distributions else None,
                 top_k=method.top_k,
                 sampling_generator=generator_for(config.seed, "teacher", step)
                 if method.samples_teacher_tokens
@@ -202,6 +211,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 max_new_tokens=config.max_new_tokens,
                 random=generator_for(config.seed, "method", step),
             )
+            row["teacher_tokens"] = float(sum(map(len, student_rollouts.prompts)) + student_rollouts.lengths.sum())
             row["seconds_teacher"] = clock.lap()
 
             # ── Update ───────────────────────────────────────────────────────────────────────────
@@ -283,30 +293,6 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     if not completed:
         progress.say(f"Stopped after step {step} of {config.steps}. To go on: tgpo-lab train --resume {directory}")
     return RunResult(directory, config, metrics_frame(log.rows), student, completed)
-
-
-def _sample(config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int) -> tuple[Rollouts, Tensor]:
-    """The student's rollouts and, where the method learns from them, the teacher's own after them."""
-    traces = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[config.method.teacher_traces]
-    parts = []
-    for writer, samples in (("student", config.group_size), ("teacher", traces)):
-        if samples:
-            parts.append(
-                sample_responses(
-                    pair.student if writer == "student" else pair.teacher,
-                    prompts,
-                    config.max_new_tokens,
-                    pair.end_tokens,
-                    pair.pad_token,
-                    samples_per_prompt=samples,
-                    temperature=config.temperature if writer == "student" else 1.0,
-                    generator=generator_for(config.seed, "sampling", writer, step),
-                    vocabulary_size=pair.vocabulary_size,
-                )
-            )
-    rollouts = join_rollouts(parts)
-    rows = torch.arange(len(rollouts), device=rollouts.responses.device)
-    return rollouts, rows >= len(parts[0])
 
 
 def _pad_like(values: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,139 @@
+"""Where a run's teacher is: in this process, on any device or offloaded, or behind a server. One interface for all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+from .pairs import Pair
+from .placement import device_of, offload
+from .randomness import generator_for
+from .rollouts import Rollouts
+from .sampling import sample_responses
+from .teacher import TeacherAnswers, ask_teacher
+from .teacher_server import ServerTeacher
+from .trace_cache import TraceCache
+
+
+class Teacher(Protocol):
+    """Whoever answers for the teacher. What is given and what comes back is on the student's device."""
+
+    gives_distributions: bool
+    """Whether whole distributions can be had; without them the divergences of a step are not measured."""
+
+    def ask(
+        self,
+        rollouts: Rollouts,
+        *,
+        keep_distribution: Tensor | None = None,
+        top_k: int = 0,
+        sampling_generator: torch.Generator | None = None,
+    ) -> TeacherAnswers:
+        """The teacher's answers at every prefix of rollouts; arguments as in :func:`tgpo_lab.teacher.ask_teacher`.
+
+        Raises:
+            InputError: this teacher cannot give what is asked for, or failed.
+        """
+        ...
+
+    def write(self, prompts: list[list[int]], samples_per_prompt: int, step: int) -> Rollouts:
+        """The teacher's own responses to prompts, groups together.
+
+        Raises:
+            InputError: this teacher cannot, or failed.
+        """
+        ...
+
+
+class LocalTeacher:
+    """A teacher whose weights are in this process."""
+
+    gives_distributions = True
+
+    def __init__(self, pair: Pair, config: TrainConfig, device: torch.device):
+        """Take the teacher of a pair.
+
+        Args:
+            pair: loaded with its teacher where ``config`` wants it.
+            config: the run.
+            device: the student's.
+
+        Raises:
+            InputError: the folder for its responses cannot be used.
+        """
+        self._pair, self._config, self._device = pair, config, device
+        if config.teacher_offload:
+            offload(pair.teacher, config.teacher_device or device)
+        self._limits = {"max_new_tokens": config.max_new_tokens, "end_tokens": pair.end_tokens,
+                        "pad_token": pair.pad_token, "vocabulary_size": pair.vocabulary_size}  # fmt: skip
+        self._cache = None
+        if config.teacher_cache is not None:
+            self._cache = TraceCache(Path(config.teacher_cache), pair.teacher, seed=config.seed, **self._limits)
+
+    def ask(
+        self,
+        rollouts: Rollouts,
+        *,
+        keep_distribution: Tensor | None = None,
+        top_k: int = 0,
+        sampling_generator: torch.Generator | None = None,
+    ) -> TeacherAnswers:
+        """See :class:`Teacher`."""
+        there = device_of(self._pair.teacher)
+        answers = ask_teacher(
+            self._pair.teacher,
+            rollouts.to(there),
+            vocabulary_size=self._pair.vocabulary_size,
+            micro_batch_tokens=self._config.micro_batch_tokens,
+            keep_distribution=None if keep_distribution is None else keep_distribution.to(there),
+            top_k=top_k,
+            sampling_generator=sampling_generator,
+        )
+        return answers.to(self._device)
+
+    def write(self, prompts: list[list[int]], samples_per_prompt: int, step: int) -> Rollouts:
+        """See :class:`Teacher`: drawn anew in each step, or with a cache once for each prompt."""
+
+        def draw(prompts: list[list[int]], uniform: Tensor | None = None) -> Rollouts:
+            return sample_responses(
+                self._pair.teacher,
+                prompts,
+                samples_per_prompt=samples_per_prompt,
+                generator=generator_for(self._config.seed, "sampling", "teacher", step),
+                uniform=uniform,
+                **self._limits,
+            )
+
+        written = draw(prompts) if self._cache is None else self._cache.responses(prompts, samples_per_prompt, draw)
+        return written.to(self._device)
+
+
+def open_teacher(config: TrainConfig, pair: Pair, prompts: list[str], device: torch.device) -> Teacher:
+    """The teacher that a configuration asks for.
+
+    Args:
+        config: the run.
+        pair: loaded with its teacher where ``config`` wants it.
+        prompts: those that it will be asked about.
+        device: the student's.
+
+    Raises:
+        InputError: the server cannot answer for this run, or the cache cannot be used.
+    """
+    if config.teacher_server is None:
+        return LocalTeacher(pair, config, device)
+    server = ServerTeacher(
+        config.teacher_server,
+        vocabulary_size=pair.vocabulary_size,
+        teacher_rows=pair.teacher.get_output_embeddings().weight.shape[0],
+        model=config.teacher_server_model,
+        requests=config.teacher_server_requests,
+        timeout=config.teacher_server_timeout,
+        retries=config.teacher_server_retries,
+    )
+    server.check(max(map(len, pair.encode(prompts))) + config.max_new_tokens, config.method.top_k)
+    return server
