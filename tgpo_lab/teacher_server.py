@@ -238,8 +238,8 @@ class ServerTeacher:
             except ValueError:
                 problem = f"answered with something that is not JSON ({_reason(response)})"
         raise InputError(
-            f"The teacher's server {address} {problem}, {self._retries + 1} times in a row. Nothing is lost up to the "
-            "last checkpoint: see to the server, then go on with tgpo-lab train --resume."
+            f"The teacher's server {address} {problem}; attempts: {self._retries + 1}. Nothing is lost up to the last "
+            "checkpoint: see to the server, then go on with tgpo-lab train --resume."
         )
 
 
