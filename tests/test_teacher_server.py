@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +63,9 @@ class Server:
             def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 outer.keys.append(self.headers.get("Authorization"))
+                if self.path == "/tokenize" and outer.tokenizer is None:
+                    self.reply({"detail": "Not Found"}, 404)
+                    return
                 if self.path == "/tokenize":
                     self.reply({"tokens": outer.tokenizer.encode(body["prompt"], add_special_tokens=False)}, 200)
                     return
@@ -570,3 +574,39 @@ def test_the_shares_of_a_schedule_that_waits_for_agreement_are_there(server, tin
     method = make_method("tgpo", weight=UntilAgreement(0.5, agreement=0.001, patience=1, ramp=2))
     frame = tgpo_lab.train(tiny_config(method=method, teacher_server=server.url), show_progress=False).metrics
     assert frame["weight"].iloc[2] < frame["weight"].iloc[0]
+
+
+# ── The doctor ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_doctor_examines_the_server_in_place_of_the_weights(server, tiny_config, random_pair, tmp_path):
+    without = shutil.copytree(random_pair.teacher, tmp_path / "no-weights")
+    (without / "model.safetensors").unlink()
+    found = diagnose(tiny_config(teacher=str(without), teacher_server=server.url), prompts=4, device="cpu")
+    said = {(f.level, f.subject): f.text for f in found.findings}
+    assert found.status == 1, str(found)
+    assert "It cuts texts as" in said["ok", "teacher server"]
+    assert said["warning", "divergence"].startswith("It was not measured")
+    assert ("ok", "sampling noise") in said and "teacher" not in found.memory.parts
+    tokens, pair = [], tgpo_lab.load_pair(random_pair.student, random_pair.teacher)
+    for prompt in tgpo_lab.prompts.load_prompts(random_pair.prompts)["validation"]["prompt"][:4]:
+        tokens.append(int(server.logits(pair.encode([prompt])[0])[-1].argmax()))
+    assert repr(pair.tokenizer.decode([max(tokens, key=tokens.count)])) in said["ok", "opening"]
+
+
+def test_the_doctor_refuses_a_server_with_another_tokenizer_and_one_out_of_reach(server, tiny_config):
+    config = tiny_config(teacher_server=server.url, teacher_server_retries=0)
+    whole = server.tokenizer
+    server.tokenizer = SimpleNamespace(encode=lambda text, **_: whole.encode(text, add_special_tokens=False)[::-1])
+    found = diagnose(config, prompts=4, device="cpu")
+    assert found.status == 2 and "into other tokens than the tokenizer of" in str(found)
+    server.tokenizer = None
+    assert "its tokenizer was not compared" in str(diagnose(config, prompts=4, device="cpu"))
+    server.close()
+    found = diagnose(config, prompts=4, device="cpu")
+    assert found.status == 2 and "could not be reached" in str(found)
+
+
+@pytest.mark.parametrize("changes", [{"teacher_offload": True}, {"teacher_device": "cpu"}])
+def test_the_doctor_examines_a_teacher_elsewhere(tiny_config, changes):
+    assert diagnose(tiny_config(**changes), prompts=4, device="cpu").card is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -112,7 +113,7 @@ class LocalTeacher:
         return written.to(self._device)
 
 
-def open_teacher(config: TrainConfig, pair: Pair, prompts: list[str], device: torch.device) -> Teacher:
+def open_teacher(config: TrainConfig, pair: Pair, prompts: Sequence[str], device: torch.device) -> Teacher:
     """The teacher that a configuration asks for.
 
     Args:
@@ -126,7 +127,14 @@ def open_teacher(config: TrainConfig, pair: Pair, prompts: list[str], device: to
     """
     if config.teacher_server is None:
         return LocalTeacher(pair, config, device)
-    server = ServerTeacher(
+    server = server_of(config, pair)
+    server.check(longest_sequence(config, pair, prompts), config.method.top_k)
+    return server
+
+
+def server_of(config: TrainConfig, pair: Pair) -> ServerTeacher:
+    """The server that a configuration names, not asked for anything yet."""
+    return ServerTeacher(
         config.teacher_server,
         vocabulary_size=pair.vocabulary_size,
         teacher_rows=pair.teacher.get_output_embeddings().weight.shape[0],
@@ -135,5 +143,8 @@ def open_teacher(config: TrainConfig, pair: Pair, prompts: list[str], device: to
         timeout=config.teacher_server_timeout,
         retries=config.teacher_server_retries,
     )
-    server.check(max(map(len, pair.encode(prompts))) + config.max_new_tokens, config.method.top_k)
-    return server
+
+
+def longest_sequence(config: TrainConfig, pair: Pair, prompts: Sequence[str]) -> int:
+    """Tokens of the longest prompt with the longest response."""
+    return max(map(len, pair.encode(list(prompts)))) + config.max_new_tokens
