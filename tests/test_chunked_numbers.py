@@ -156,10 +156,10 @@ def test_in_float64_the_teachers_answers_are_those_of_whole_tensors(double, monk
     torch.testing.assert_close(answers.logprobs[mask], sampled[mask], **exact)
 
 
-# bfloat16 has 8 bits: a logit of 8 is known to 1/32 nat. Through two layers and over 2,040 tokens the mean of 23
-# positions stays within 1 %, and no gradient is off by more than 5 % of the largest. The same products in the same
-# precision, a few at a time or all at once, differ by far less.
-VALUE, GRADIENT, SPLIT = 0.01, 0.05, 0.005
+# Against float32, bfloat16 may move a loss by 0.2 % and a gradient by 5 % of the largest one (measured: up to 0.04 %
+# and 2.5 %, the latter of the forward KL). How positions are split may move the loss by 0.001 % and a gradient by 1 %
+# of the largest (measured: 0.00002 % and 0.4 %).
+VALUE, GRADIENT, SPLIT_VALUE, SPLIT_GRADIENT = 2e-3, 0.05, 1e-5, 0.01
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -178,7 +178,9 @@ def test_in_bfloat16_chunks_stay_within_the_stated_tolerance(random_pair, monkey
                for positions, limit in ((1000, 1000), (1, 1000), (3, 20))]  # fmt: skip
     for value, found in results:
         assert value == pytest.approx(expected, rel=VALUE)
-        assert value == pytest.approx(results[0][0], rel=SPLIT)
+        assert value == pytest.approx(results[0][0], rel=SPLIT_VALUE)
         for parameter, gradient in gradients.items():
             torch.testing.assert_close(found[parameter], gradient, rtol=0, atol=GRADIENT * largest, msg=parameter)
-            torch.testing.assert_close(found[parameter], results[0][1][parameter], rtol=0, atol=SPLIT * largest)
+            torch.testing.assert_close(
+                found[parameter], results[0][1][parameter], rtol=0, atol=SPLIT_GRADIENT * largest
+            )

@@ -166,7 +166,7 @@ def rollouts_from(lengths, seed=0):
     return Rollouts(prompts, responses, mask, torch.ones(len(lengths), dtype=torch.bool), pad_token=0)
 
 
-SOME = [(3, 5), (1, 2), (5, 6), (2, 1), (4, 4)]
+SOME = [(3, 5), (1, 2), (5, 6), (2, 1), (4, 4), (3, 0)]
 
 
 # ── Answers ──────────────────────────────────────────────────────────────────────────────────────

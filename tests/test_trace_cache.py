@@ -170,7 +170,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(pair, open_cache, m
 def test_a_folder_that_cannot_be_is_refused(tiny_config, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in (tmp_path / "file" / "traces", tmp_path / ("x" * 300)):
-        with pytest.raises(InputError):
+        with pytest.raises(InputError, match="teacher_cache: "):
             tgpo_lab.train(tiny_config(method="sft", teacher_cache=str(folder)), show_progress=False)
     assert not (tmp_path / "run").exists()
 

@@ -7,6 +7,7 @@ when the server stalls, breaks off or is overloaded. An answer that makes no sen
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import anyio
 import httpx
@@ -28,6 +29,12 @@ USUAL_LIMIT = 20
 """Most tokens that a server gives after a prefix unless it is told otherwise (vLLM's --max-logprobs)."""
 SPARE = 4
 """Tokens asked for beyond those needed where the teacher has tokens that are cut: the best may be one of them."""
+
+
+Request = tuple[str, str, dict | None]
+"""Method, address (of the server's interface, or a whole one) and body."""
+RowAnswer = tuple[Tensor, Tensor, Tensor]
+"""(N,) log-probabilities of the tokens that stand there, (N, K) most probable tokens and their log-probabilities."""
 
 
 class ServerTeacher:
@@ -72,7 +79,7 @@ class ServerTeacher:
             InputError: it cannot be reached, serves another model, reads no sequences of that length, or does not give
                 log-probabilities of prompts.
         """
-        listed = self._run([("GET", "/models", None)])[0]
+        listed = self._run([("GET", "/models", None)], _as_it_is)[0]
         try:
             models = {entry["id"]: entry for entry in listed["data"]}
         except (KeyError, TypeError) as error:
@@ -92,7 +99,7 @@ class ServerTeacher:
                 f"{limit}. Lower max_new_tokens, or start the server with a larger limit (vLLM: --max-model-len)."
             )
         self._model = name
-        self._answers([([0, 0], 1)], max(1, top_k))
+        self._answers([([0, 0], 1)], max(1, top_k))  # to see whether it gives them
         return name
 
     def ask(
@@ -121,11 +128,9 @@ class ServerTeacher:
         shape, count = rollouts.mask.shape, max(1, top_k)
         logprobs, top_logprobs = torch.zeros(shape), torch.zeros(*shape, count)
         top_tokens = torch.zeros(*shape, count, dtype=torch.long)
-        for row, answers in enumerate(answered):
-            where = row, slice(len(answers))
-            logprobs[where] = torch.tensor([answer.logprob for answer in answers])
-            top_tokens[where] = torch.tensor([[token for token, _ in answer.top[:count]] for answer in answers])
-            top_logprobs[where] = torch.tensor([[value for _, value in answer.top[:count]] for answer in answers])
+        for row, (own, tokens, values) in enumerate(answered):
+            where = row, slice(len(own))
+            logprobs[where], top_tokens[where], top_logprobs[where] = own, tokens, values
         answers = TeacherAnswers(
             logprobs=logprobs,
             tokens=top_tokens[..., 0],
@@ -152,23 +157,27 @@ class ServerTeacher:
         root = self.url.removesuffix("/v1")
         bodies = [{"model": self._model, "prompt": text, "add_special_tokens": False} for text in texts]
         try:
-            return [found["tokens"] for found in self._run([("POST", f"{root}/tokenize", body) for body in bodies])]
+            found = self._run([("POST", f"{root}/tokenize", body) for body in bodies], _as_it_is)
+            return [answer["tokens"] for answer in found]
         except (_Refused, KeyError, TypeError):
             return None
 
-    def _answers(self, rows: list[tuple[list[int], int]], needed: int) -> list[list[PrefixAnswer]]:
-        """Answers at the positions from the second of each pair on, each with ``needed`` tokens that are not cut."""
-        answered: list[list[PrefixAnswer]] = [[] for _ in rows]
-        waiting = [row for row, (tokens, start) in enumerate(rows) if len(tokens) > start]
+    def _answers(self, rows: list[tuple[list[int], int]], needed: int) -> list[RowAnswer]:
+        """Answers to rows: tokens, and the first position of interest, at least 1, from which on N positions follow."""
+        answered: list[RowAnswer | None] = [None] * len(rows)
         count = min(needed + self._spare, max(needed, USUAL_LIMIT))
-        while waiting:
+        while waiting := [row for row, answer in enumerate(answered) if answer is None]:
+
+            def read(number: int, answer: object, waiting: list[int] = waiting, count: int = count) -> None:
+                # Each as it comes: as parsed JSON, a batch of long rollouts would fill the memory.
+                row = waiting[number]
+                checked = [a.within(self._vocabulary_size) for a in read_completion(answer, *rows[row], count)]
+                if all(len(answer.top) >= needed for answer in checked):
+                    answered[row] = _as_tensors(checked, needed)
+
             bodies = [completion_request(self._model, rows[row][0], count) for row in waiting]
-            found = self._run([("POST", "/completions", body) for body in bodies])
-            for row, answer in zip(waiting, found, strict=True):
-                checked = read_completion(answer, *rows[row], count)
-                answered[row] = [answer.within(self._vocabulary_size) for answer in checked]
-            waiting = [row for row in waiting if any(len(answer.top) < needed for answer in answered[row])]
-            if waiting and count >= USUAL_LIMIT:
+            self._run([("POST", "/completions", body) for body in bodies], read)
+            if None in answered and count >= USUAL_LIMIT:
                 raise InputError(
                     f"After some prefix, more than {count - needed} of the teacher's {count} most probable tokens are "
                     "such as the student lacks. Choose a prompt format after which the teacher writes otherwise, or "
@@ -179,14 +188,14 @@ class ServerTeacher:
 
     # ── Requests ─────────────────────────────────────────────────────────────────────────────────
 
-    def _run(self, requests: list[tuple[str, str, dict | None]]) -> list[object]:
-        """Answers to requests (method, address, body), in their order, parsed from JSON."""
+    def _run(self, requests: list[Request], read: Callable[[int, object], object]) -> list:
+        """What ``read`` makes of the answers to requests: it gets each one's number and answer, parsed from JSON."""
         # A thread of its own, because a notebook's loop runs in this one. Ctrl-C ends all that is under way.
         with start_blocking_portal() as portal:
-            return portal.call(self._send_all, requests)
+            return portal.call(self._send_all, requests, read)
 
-    async def _send_all(self, requests: list[tuple[str, str, dict | None]]) -> list[object]:
-        answers: list[object] = [None] * len(requests)
+    async def _send_all(self, requests: list[Request], read: Callable[[int, object], object]) -> list:
+        answers: list = [None] * len(requests)
         places = anyio.CapacityLimiter(self._requests)
         key = os.environ.get(KEY_VARIABLE)
         # The time limit is that of the whole request, below: a server that sends a byte now and then stalls as well.
@@ -198,7 +207,7 @@ class ServerTeacher:
 
         async def send(number: int) -> None:
             async with places:
-                answers[number] = await self._send(client, *requests[number])
+                answers[number] = read(number, await self._send(client, *requests[number]))
 
         try:
             async with client, anyio.create_task_group() as group:
@@ -238,9 +247,22 @@ class ServerTeacher:
             except ValueError:
                 problem = f"answered with something that is not JSON ({_reason(response)})"
         raise InputError(
-            f"The teacher's server {address} {problem}; attempts: {self._retries + 1}. Nothing is lost up to the last "
-            "checkpoint: see to the server, then go on with tgpo-lab train --resume."
+            f"The teacher's server {address} {problem}; attempts: {self._retries + 1}. See whether it is up and can be "
+            "reached; a run that was under way goes on from its last checkpoint with tgpo-lab train --resume."
         )
+
+
+def _as_it_is(number: int, answer: object) -> object:
+    return answer
+
+
+def _as_tensors(answers: list[PrefixAnswer], count: int) -> RowAnswer:
+    top = [answer.top[:count] for answer in answers]
+    return (
+        torch.tensor([answer.logprob for answer in answers]),
+        torch.tensor([[token for token, _ in tokens] for tokens in top], dtype=torch.long).view(-1, count),
+        torch.tensor([[value for _, value in tokens] for tokens in top]).view(-1, count),
+    )
 
 
 class _Refused(InputError):

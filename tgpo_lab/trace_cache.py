@@ -90,7 +90,10 @@ class TraceCache:
         self._limit, self._ends, self._vocabulary_size = max_new_tokens, set(end_tokens), vocabulary_size
         self._pad_token, self._seed = pad_token, seed
         digits = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:16]
-        self.folder = require_writable_folder(require_name(Path(folder)) / digits)
+        try:
+            self.folder = require_writable_folder(require_name(Path(folder)) / digits)
+        except InputError as error:
+            raise InputError(f"teacher_cache: {error}") from error
         write_bytes(self.folder / "about.json", (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def responses(self, prompts: list[list[int]], samples: int, draw: Draw) -> Rollouts:
