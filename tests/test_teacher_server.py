@@ -4,6 +4,7 @@ The server speaks vLLM's form of completions with prompt_logprobs and computes e
 of the whole model, not with any function of the package.
 """
 
+import asyncio
 import functools
 import json
 import shutil
@@ -200,6 +201,18 @@ def test_no_more_requests_are_under_way_than_allowed(server, asking):
     server.pause = 0.02
     asking(requests=3).ask(rollouts_from(SOME * 3))
     assert 1 < server.most_under_way <= 3
+
+
+def test_waiting_for_a_place_is_not_held_against_a_request(server, asking):
+    server.pause = 0.1  # 25 one after the other take longer than one may
+    assert len(asking(requests=1, timeout=2, retries=0).ask(rollouts_from(SOME[:5] * 5)).tokens) == 25
+
+
+def test_it_can_be_asked_where_a_loop_runs_already_as_in_a_notebook(server, asking):
+    async def cell():
+        return asking().ask(rollouts_from(SOME))
+
+    assert torch.equal(asyncio.run(cell()).tokens, asking().ask(rollouts_from(SOME)).tokens)
 
 
 @pytest.mark.parametrize(("raised", "asked"), [(2, [5]), (6, [5, 10]), (16, [5, 10, 20])])
