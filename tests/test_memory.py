@@ -148,3 +148,16 @@ def test_a_checkpoint_has_the_counted_size(tiny_config, tmp_path):
     written = latest_checkpoint(run.directory)
     weights = sum((written / name).stat().st_size for name in ("model.safetensors", "optimizer.safetensors"))
     assert weights == pytest.approx(checkpoint_bytes(config, shape_of(run.student.config)), rel=0.1)
+
+
+def test_a_teacher_elsewhere_takes_no_memory_here_and_an_offloaded_one_two_output_layers():
+    shape = shape_of(MODELS["qwen3"].config)
+
+    def teacher_of(device="cuda", **changes):
+        config = TrainConfig(prompts_per_step=3, group_size=2, max_new_tokens=10, **changes)
+        return estimate_memory(config, shape, shape, device=device).parts.get("teacher", 0)
+
+    assert teacher_of() == teacher_of(teacher_device="cuda:0") == shape.weights * 4
+    for changes in ({"teacher_device": "cpu"}, {"teacher_device": "cuda:1"}, {"teacher_server": "http://host/v1"}):
+        assert teacher_of(**changes) == 0
+    assert teacher_of(teacher_offload=True) == 2 * 512 * 64 * 4

@@ -120,13 +120,13 @@ def test_out_of_memory_in_a_quarter_stops_with_what_to_lower_and_a_resume_may_lo
 
 def test_out_of_memory_elsewhere_names_what_sampling_needs(large_config, tmp_path):
     def work(index: int) -> None:
-        true = training.sample_step
+        true = training.sample_divided
 
-        def limited(*args):
+        def limited(*args, **options):
             leave_memory(6)
-            return true(*args)
+            return true(*args, **options)
 
-        training.sample_step = limited
+        training.sample_divided = limited
         quiet(large_config)
 
     group = Group(1, work, tmp_path)

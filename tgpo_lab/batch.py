@@ -110,6 +110,7 @@ class Positions:
         """(1, N, V) teacher logits, or only those of the positions ``where`` (N,) bool."""
         index = self.take(self.batch.teacher.hidden_index).squeeze(0)
         index = index if where is None else index[where]
+        states = self.batch.teacher.hidden  # where the teacher is, which may be another device
         with torch.no_grad():
-            hidden = self.batch.teacher.hidden[index]
-            return project_to_vocabulary(self._teacher, hidden, self._vocabulary_size).unsqueeze(0)
+            logits = project_to_vocabulary(self._teacher, states[index.to(states.device)], self._vocabulary_size)
+        return logits.to(self.logits.device).unsqueeze(0)

@@ -13,6 +13,7 @@ from .presets import PRESETS
 from .prompt_format import PromptFormat
 from .rewards import reward_function
 from .schedules import Schedule, parse_schedule
+from .server_limits import require_server_suffices
 from .trackers import require_trackers
 
 
@@ -38,6 +39,27 @@ class TrainConfig:
     lora_merged: bool = False
     """Checkpoints hold the whole model with the adapters merged into it, and the adapters beside it; otherwise the
     adapters alone, which load on top of the base."""
+
+    # Where the teacher is
+    teacher_device: str | None = None
+    """Where the teacher computes: cuda:1, cpu; left out, where the student does."""
+    teacher_offload: bool = False
+    """Keep the teacher's weights on the CPU, and bring each layer's to its device while it computes."""
+    teacher_server: str | None = None
+    """Base address of a server that has the teacher, such as http://host:8000/v1, in place of its weights in this
+    process. It must serve completions with prompt_logprobs, as vLLM does, and gives its most probable tokens: no whole
+    distributions, no sampled tokens, no responses of its own."""
+    teacher_server_model: str | None = None
+    """Name under which the server has the teacher; left out, the only model that it serves."""
+    teacher_server_requests: int = 16
+    """At most so many requests are under way at once."""
+    teacher_server_timeout: float = 120.0
+    """Seconds in which the server must answer a request."""
+    teacher_server_retries: int = 5
+    """How often a request is sent again when the server stalls, breaks off or is overloaded."""
+    teacher_cache: str | None = None
+    """Folder that keeps the responses which the teacher writes for sft, luffy and tgpo-unconditioned: then it writes
+    once for each prompt and seed, not anew in each step. Runs can share it."""
 
     # Prompts and reward
     dataset: str | None = None
@@ -134,14 +156,15 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), but is {getattr(self, name)}.")
         for name in ("steps", "prompts_per_step", "group_size", "max_new_tokens", "mini_batches", "passes",
-                     "micro_batch_tokens", "evaluation_prompts", "checkpoint_every"):  # fmt: skip
+                     "micro_batch_tokens", "evaluation_prompts", "checkpoint_every",
+                     "teacher_server_requests"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "weight_decay", "evaluate_every", "measured_positions", "gradient_terms_every",
-                     "keep_checkpoints", "seed", "lora_rank"):  # fmt: skip
+                     "keep_checkpoints", "seed", "lora_rank", "teacher_server_retries"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
-        for name in ("learning_rate", "max_gradient_norm", "lora_alpha"):
+        for name in ("learning_rate", "max_gradient_norm", "lora_alpha", "teacher_server_timeout"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, but is {getattr(self, name)}.")
         if self.evaluation_temperature < 0:
@@ -166,6 +189,8 @@ class TrainConfig:
         reward_function(self.reward)
         _ = self.prompt_format  # checks it
         require_trackers(self.trackers)
+        if self.teacher_server is not None:
+            require_server_suffices(self)
         if self.lora_merged and not self.lora_rank:
             raise InputError("lora_merged merges adapters, but lora_rank is 0: there are none. Set lora_rank.")
 
@@ -173,6 +198,13 @@ class TrainConfig:
     def prompt_format(self) -> PromptFormat:
         """How prompts are put before the models."""
         return PromptFormat(self.chat_template, self.system_prompt, self.prompt_template)
+
+    @property
+    def teacher_weights_device(self) -> str | None:
+        """Where the teacher's weights are to be loaded: None beside the student's, meta for not at all."""
+        if self.teacher_server is not None:
+            return "meta"
+        return "cpu" if self.teacher_offload else self.teacher_device
 
     @property
     def prompt_options(self) -> dict[str, str | None]:

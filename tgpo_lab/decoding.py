@@ -91,6 +91,7 @@ def next_hidden(model: PreTrainedModel, cache: DynamicCache, capacity: int) -> N
         type(model) in _KNOWN_MODELS
         and getattr(config, "rope_parameters", {}).get("rope_type") in _FIXED_ROTATIONS
         and all(type(layer) is PreallocatedLayer for layer in cache.layers)  # no sliding window
+        and model.device.type != "meta"  # an offloaded weight is there only while its module is called
     )
     return _KnownLayers(model, cache, capacity) if known else _OwnForwardPass(model, cache)
 

@@ -1,16 +1,12 @@
-"""Sampling with the prompts divided over processes, and all that a training step samples."""
+"""Sampling with the prompts divided over processes."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from .config import TrainConfig
-from .pairs import Pair
 from .processes import Processes
-from .randomness import generator_for
-from .rollouts import Rollouts, join_rollouts
+from .rollouts import Rollouts
 from .sampling import sample_responses
 from .sharding import whole_weights
 
@@ -46,8 +42,8 @@ def sample_divided(
         return own
     width = processes.largest(0 if own is None else own.responses.shape[1])
     rows = len(prompts) * samples_per_prompt
-    responses = torch.zeros(rows, width, dtype=torch.long, device=model.device)
-    lengths, finished = (torch.zeros(rows, dtype=torch.long, device=model.device) for _ in range(2))
+    responses = torch.zeros(rows, width, dtype=torch.long, device=processes.device)
+    lengths, finished = (torch.zeros(rows, dtype=torch.long, device=processes.device) for _ in range(2))
     if own is not None:
         here = slice(share.start * samples_per_prompt, share.stop * samples_per_prompt)
         responses[here, : own.responses.shape[1]], lengths[here], finished[here] = (
@@ -57,7 +53,7 @@ def sample_divided(
         )
     for values in (responses, lengths, finished):
         processes.sum(values)
-    mask = torch.arange(width, device=model.device) < lengths.unsqueeze(-1)
+    mask = torch.arange(width, device=processes.device) < lengths.unsqueeze(-1)
     return Rollouts(
         [prompt for prompt in prompts for _ in range(samples_per_prompt)],
         responses.where(mask, pad_token),
@@ -65,41 +61,3 @@ def sample_divided(
         finished.bool(),
         pad_token,
     )
-
-
-def sample_step(
-    config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int, processes: Processes
-) -> tuple[Rollouts, Tensor]:
-    """The student's rollouts and, where the method learns from them, the teacher's own after them.
-
-    Args:
-        config: the run.
-        pair: the models.
-        prompts: token ids of the step's prompts.
-        step: decides the random numbers.
-        processes: to divide the prompts over.
-
-    Returns:
-        Rollouts of B rows, and (B,) bool: the teacher wrote the row.
-    """
-    traces = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[config.method.teacher_traces]
-    parts = []
-    for writer, samples in (("student", config.group_size), ("teacher", traces)):
-        if samples:
-            parts.append(
-                sample_divided(
-                    processes,
-                    pair.student if writer == "student" else pair.teacher,
-                    prompts,
-                    config.max_new_tokens,
-                    pair.end_tokens,
-                    pair.pad_token,
-                    samples_per_prompt=samples,
-                    temperature=config.temperature if writer == "student" else 1.0,
-                    generator=generator_for(config.seed, "sampling", writer, step),
-                    vocabulary_size=pair.vocabulary_size,
-                )
-            )
-    rollouts = join_rollouts(parts)
-    rows = torch.arange(len(rollouts), device=rollouts.responses.device)
-    return rollouts, rows >= len(parts[0])

@@ -28,6 +28,7 @@ from .doctor_checks import (
     check_rows,
     check_tokenizers,
 )
+from .doctor_server import check_server
 from .errors import InputError
 from .lora import require_peft
 from .memory import USUAL_PROMPT, checkpoint_bytes, estimate_memory, shape_of
@@ -72,8 +73,12 @@ def diagnose(
         if found.status == 2:
             return found
         dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        served = config.teacher_server is not None
         pair = load_pair(
-            config.student, config.teacher, dtype=dtype, device=device, prompt_format=config.prompt_format,
+            config.student, config.teacher, dtype=dtype, prompt_format=config.prompt_format,
+            # Measured together, the two are on one device: that with room for the teacher.
+            device=device if served else config.teacher_weights_device or device,
+            teacher_device="meta" if served else None,
             student_dtype=dtype if config.lora_rank else torch.float32,
         )  # fmt: skip
         check_rows(found, pair, shared)
@@ -81,9 +86,13 @@ def diagnose(
         held_out = _check_prompts(found, config, pair, own_prompts)
         few = held_out.select(range(min(prompts, len(held_out))))
         tokens = min(card_tokens, config.max_new_tokens)
-        check_opening(found, pair, tokenizers[1], few["prompt"])
+        if served:
+            check_server(found, config, pair, tokenizers[1], few["prompt"])
+        else:
+            check_opening(found, pair, tokenizers[1], few["prompt"])
         check_numerics(found, config, pair, few["prompt"], tokens)
-        check_divergence(found, config, pair, few, tokens)
+        if not served:
+            check_divergence(found, config, pair, few, tokens)
     except InputError as error:
         found.add("refused", "pair" if not found.findings else "run", str(error))
     return found

@@ -14,10 +14,18 @@ from .errors import InputError
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file; a reader sees the old one or the new one, never a part."""
-    beside = path.with_name(f".{path.name}.writing")
+    _write(path, path.with_name(f".{path.name}.writing"), text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """The same for a file that several processes may write at once: each writes its own beside it, the last stays."""
+    _write(path, path.with_name(f".{path.name}.{os.getpid()}.writing"), data)
+
+
+def _write(path: Path, beside: Path, data: bytes) -> None:
     try:
-        with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with beside.open("wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(beside, path)

@@ -37,7 +37,9 @@ class StepMeasurement:
     def restart(self) -> None:
         """Forget all positions."""
         self._tokens = {"kl_sampled": 0.0, "rejected": 0.0, "positive_signal": 0.0}
-        names = ("entropy", "teacher_entropy", "reverse_kl", "forward_kl", "agreement")
+        names = ["entropy", "agreement"]
+        if self._batch.teacher.hidden_index is not None:  # a server gives no whole distributions
+            names += ["teacher_entropy", "reverse_kl", "forward_kl"]
         self._distributions = dict.fromkeys(names, 0.0)
         self._token_count = self._distribution_count = 0
 
@@ -55,14 +57,18 @@ class StepMeasurement:
         if not bool(where.any()):
             return
         student = positions.logits[:, where]  # (1, measured, V)
-        teacher = positions.teacher_logits(where)
-        values = {
-            "entropy": entropy(student),
-            "teacher_entropy": entropy(teacher),
-            "reverse_kl": reverse_kl_per_token(student, teacher),
-            "forward_kl": forward_kl_per_token(student, teacher),
-            "agreement": (student.argmax(-1) == teacher.argmax(-1)).float(),
-        }
+        values = {"entropy": entropy(student)}
+        if "reverse_kl" in self._distributions:
+            teacher = positions.teacher_logits(where)
+            values |= {
+                "teacher_entropy": entropy(teacher),
+                "reverse_kl": reverse_kl_per_token(student, teacher),
+                "forward_kl": forward_kl_per_token(student, teacher),
+            }
+            best = teacher.argmax(-1)
+        else:
+            best = positions.take(self._batch.teacher.tokens)[:, where]
+        values["agreement"] = (student.argmax(-1) == best).float()
         self._distribution_count += student.shape[1]
         for name, value in values.items():
             self._distributions[name] += float(value.sum())

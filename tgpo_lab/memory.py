@@ -4,7 +4,7 @@ With P weights, T of them trained, b bytes in a product (2 in bfloat16, 4 in flo
 stored weights (4, or b where adapters are trained on a frozen base):
 
     student     P·s           adapters  T·4            gradients  T·4        AdamW  T·8
-    teacher     P·b
+    teacher     P·b; only its output layer twice if it is offloaded, nothing if it is on another device or a server
     sampling    rows × (prompt + response) × Σ layers 2·(key-value heads × head width)·b, and one layer's once more
                 while rows are moved; logits of all rows, three times (logits, probabilities, padding); the same of the
                 teacher for methods that learn from its own responses, if that is more
@@ -133,6 +133,12 @@ def estimate_memory(
     )  # fmt: skip
     update = tokens * layers + 5 * chunk * student.vocabulary * 4
     teacher_pass = tokens * (teacher.hidden * 2 + teacher.kept) * product + 3 * chunk * teacher.vocabulary * 4
+    teacher_weights = teacher.weights
+    if config.teacher_offload:  # the output layer stays, and the largest other part, the embeddings, comes and goes
+        teacher_weights = 2 * teacher.vocabulary * teacher.hidden
+    if config.teacher_server is not None or not _same_device(config.teacher_device, device):
+        teacher_weights = teacher_pass = 0
+        sampling = sampling_of(student, rows)
     working = {"sampling": sampling, "update": update, "teacher pass": teacher_pass}
     largest = max(working, key=working.__getitem__)
     parts = {
@@ -140,7 +146,7 @@ def estimate_memory(
         "adapters": trained * 4 if config.lora_rank else 0,
         "gradients": trained * 4,
         "AdamW": trained * 8,
-        "teacher": teacher.weights * product,
+        "teacher": teacher_weights * product,
         "copy in bfloat16": student.weights * 2 if half and stored == 4 else 0,
         largest: working[largest],
     }
@@ -148,6 +154,12 @@ def estimate_memory(
         parts["context"] = CONTEXT
     parts["fragments"] = int(SPARE * sum(parts.values()))
     return MemoryEstimate({name: size for name, size in parts.items() if size})
+
+
+def _same_device(name: str | None, device: torch.device) -> bool:
+    """Whether a teacher's device is the student's; cuda is cuda:0."""
+    other = device if name is None else torch.device(name)
+    return (other.type, other.index or 0) == (device.type, device.index or 0)
 
 
 def checkpoint_bytes(config: TrainConfig, student: Shape) -> int:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
 from .files import require_name
+from .placement import require_device
 from .policy import check_projection
 from .prompt_format import PLAIN, PromptFormat, end_of_turn
 from .shared_vocabulary import named_end_tokens, share_vocabulary, shared_end_tokens
@@ -94,6 +103,7 @@ def load_pair(
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
     student_dtype: torch.dtype = torch.float32,
+    teacher_device: str | torch.device | None = None,
     prompt_format: PromptFormat = PLAIN,
 ) -> Pair:
     """Load a shipped pair by name, or any pair by the student's and the teacher's path or hub name.
@@ -102,14 +112,17 @@ def load_pair(
         name_or_student_path: ``"near"``, ``"mid"``, ``"far"``, ``"far-fragile"``, or the student.
         teacher_path: the teacher; left out for a shipped pair.
         dtype: of the teacher.
-        device: where both go.
+        device: where both go, or the student alone.
         student_dtype: of the student. Weights that are trained should be float32: small updates vanish in bfloat16.
+        teacher_device: where the teacher goes, if elsewhere; meta loads its configuration without its weights.
         prompt_format: how prompts are put before the models.
 
     Raises:
         InputError: unknown pair, a missing or damaged checkpoint, tokenizers or vocabularies that do
-            not fit together.
+            not fit together, no such device.
     """
+    device = require_device(device)
+    teacher_device = device if teacher_device is None else require_device(teacher_device)
     prompts = None
     if teacher_path is None:
         student_path, teacher_path, prompts = pair_paths(str(name_or_student_path))
@@ -119,7 +132,10 @@ def load_pair(
     tokenizer, teacher_tokenizer = load_tokenizer(student_path), load_tokenizer(teacher_path)
     shared = share_vocabulary(tokenizer, teacher_tokenizer, str(student_path), str(teacher_path))
     student = load_model(student_path, student_dtype, device)
-    teacher = load_model(teacher_path, dtype, device).requires_grad_(False)
+    if teacher_device.type == "meta":
+        teacher = load_without_weights(teacher_path)
+    else:
+        teacher = load_model(teacher_path, dtype, teacher_device).requires_grad_(False)
     for model, path, own in ((student, student_path, tokenizer), (teacher, teacher_path, teacher_tokenizer)):
         rows = model.get_output_embeddings().weight.shape[0]
         if rows < shared.size:
@@ -127,7 +143,8 @@ def load_pair(
                 f"{path} has {rows} vocabulary rows, but the tokenizer has {len(own)} tokens: "
                 "the checkpoint and the tokenizer do not belong together."
             )
-        check_projection(model, str(path))
+        if model.device.type != "meta":
+            check_projection(model, str(path))
     own_ends = end_tokens(student, tokenizer, prompt_format)
     teacher_ends = end_tokens(teacher, teacher_tokenizer, prompt_format)
     both = shared_end_tokens(shared.size, own_ends, teacher_ends, (tokenizer, teacher_tokenizer))
@@ -195,6 +212,23 @@ def load_model(path: str | Path, dtype: torch.dtype, device: str | torch.device)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(_cannot_load("model", path, error)) from error
     return model.to(device).eval()
+
+
+def load_without_weights(path: str | Path) -> PreTrainedModel:
+    """A model's shapes and settings on the device meta, which holds no numbers.
+
+    Raises:
+        InputError: nothing there, or an architecture that is not a causal model.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(_cannot_load("configuration", path, error)) from error
+    with contextlib.suppress(OSError):  # without that file, the one made from the configuration holds
+        model.generation_config = GenerationConfig.from_pretrained(str(path))
+    return model.eval()
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:

@@ -34,12 +34,13 @@ def positions_at_once(vocabulary_size: int, device: torch.device) -> int:
 
 
 def project_to_vocabulary(model: PreTrainedModel, hidden: Tensor, vocabulary_size: int | None = None) -> Tensor:
-    """Logits of hidden states in float32: (…, H) → (…, V).
+    """Logits of hidden states in float32, or float64 where the model computes in it: (…, H) → (…, V).
 
     ``vocabulary_size`` cuts padded vocabulary rows away, which are not tokens. Scaling and soft
     caps that some architectures put on their logits are applied as in their own forward pass.
     """
-    logits = model.get_output_embeddings()(hidden).float()
+    logits = model.get_output_embeddings()(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
     config = model.config
     if scale := getattr(config, "logit_scale", None):  # Cohere
         logits = logits * scale

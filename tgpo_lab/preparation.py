@@ -20,6 +20,7 @@ from .processes import Processes
 from .prompts import load_prompts, training_and_held_out
 from .runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run
 from .sharding import shard
+from .teacher_sources import Teacher, open_teacher
 
 _TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -29,6 +30,8 @@ class Prepared:
     """A run about to make its next step."""
 
     pair: Pair
+    teacher: Teacher
+    """Whoever answers for the pair's teacher."""
     training_prompts: Dataset
     held_out: Dataset
     parameters: list[torch.nn.Parameter]
@@ -61,7 +64,7 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
         # Frozen weights need no room for small updates.
         student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
-        prompt_format=config.prompt_format,
+        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format,
     )  # fmt: skip
     if config.method.top_k > pair.vocabulary_size:
         raise InputError(
@@ -73,6 +76,7 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
+    teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
     directory = Path(config.output)
     first_step = 0
     if resume:
@@ -105,4 +109,4 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         if method.schedule is not None:
             method.schedule.load_state(read_state(checkpoint).schedule)
         log.rewind(first_step)
-    return Prepared(pair, training_prompts, held_out, parameters, optimizer, method, log, first_step)
+    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step)

@@ -49,7 +49,7 @@ class Processes:
     def __init__(self, accelerator: Accelerator | None = None, to_go_on: str = ""):
         self.number = 1 if accelerator is None else accelerator.num_processes
         self.index = 0 if accelerator is None else accelerator.process_index
-        self._device = torch.device("cpu") if accelerator is None else accelerator.device
+        self.device = torch.device("cpu") if accelerator is None else accelerator.device
         self._to_go_on = to_go_on
         self.sharded = self.number > 1 and wants_sharding()
         """The student's parameters are shared out: FSDP."""
@@ -70,7 +70,7 @@ class Processes:
         if self.number == 1:
             return work(torch.arange(count))
         share = torch.tensor(self.share(count), dtype=torch.long)
-        values = torch.zeros(count, device=self._device)
+        values = torch.zeros(count, device=self.device)
         if len(share):
             values[share] = work(share).to(values)
         return self.sum(values)
@@ -85,7 +85,7 @@ class Processes:
         """Give every parameter the sum of its gradients, and none where no process has one; under FSDP they have it."""
         if self.number == 1 or self.sharded:
             return
-        having = self.sum(torch.tensor([int(p.grad is not None) for p in parameters], device=self._device))
+        having = self.sum(torch.tensor([int(p.grad is not None) for p in parameters], device=self.device))
         pending = []
         for parameter, anywhere in zip(parameters, having.tolist(), strict=True):
             if anywhere:
@@ -99,14 +99,14 @@ class Processes:
         """Numbers by name, each added up."""
         if self.number == 1:
             return values
-        summed = self.sum(torch.tensor([float(v) for v in values.values()], dtype=torch.float64, device=self._device))
+        summed = self.sum(torch.tensor([float(v) for v in values.values()], dtype=torch.float64, device=self.device))
         return dict(zip(values, summed.tolist(), strict=True))
 
     def largest(self, value: int) -> int:
         """The largest of the processes' values."""
         if self.number == 1:
             return value
-        found = torch.tensor(value, device=self._device)
+        found = torch.tensor(value, device=self.device)
         self._wait(lambda: dist.all_reduce(found, dist.ReduceOp.MAX))
         return int(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,11 @@ class Rollouts:
     def lengths(self) -> Tensor:
         """(B,) number of response tokens."""
         return self.mask.sum(-1)
+
+    def to(self, device: torch.device) -> Rollouts:
+        """The same with its tensors on ``device``."""
+        tensors = {name: getattr(self, name).to(device) for name in ("responses", "mask", "finished")}
+        return replace(self, **tensors)
 
     def rows(self, index: Tensor) -> Rollouts:
         """The rows ``index`` (int64), response padding cut to the longest of them."""

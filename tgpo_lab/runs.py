@@ -21,8 +21,11 @@ from .provenance import provenance
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 # A resumed run may be longer, kept or shown otherwise; everything else decides its numbers.
 CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints", "trackers",
-                        # These decide memory, and of the numbers no more than rounding.
-                        "micro_batch_tokens", "gradient_checkpointing"}  # fmt: skip
+                         # These decide memory, and of the numbers no more than rounding.
+                         "micro_batch_tokens", "gradient_checkpointing",
+                         # A server may move.
+                         "teacher_server", "teacher_server_model", "teacher_server_requests", "teacher_server_timeout",
+                         "teacher_server_retries"}  # fmt: skip
 
 
 @dataclass
@@ -80,7 +83,9 @@ def check_resumable(config: TrainConfig, directory: Path) -> None:
     """
     stored, given = read_config(directory).as_dict(), config.as_dict()
     for name in stored:
-        if name not in CHANGEABLE_ON_RESUME and stored[name] != given[name]:
+        # A server may have moved; but a teacher here and one behind a server do not round alike.
+        moved = name == "teacher_server" and (stored[name] is None) != (given[name] is None)
+        if (name not in CHANGEABLE_ON_RESUME or moved) and stored[name] != given[name]:
             raise InputError(
                 f"{directory} was made with {name}={stored[name]!r}, not {given[name]!r}. An exact resume needs "
                 f"the same configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change)."

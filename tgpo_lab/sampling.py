@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .decoding import next_hidden, preallocated_cache
+from .placement import device_of
 from .policy import SEARCH_BLOCK, most_probable, project_to_vocabulary
 from .rollouts import Rollouts
 
@@ -60,6 +61,7 @@ def sample_responses(
     samples_per_prompt: int = 1,
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
+    uniform: Tensor | None = None,
     vocabulary_size: int | None = None,
     first: int = 0,
     of: int | None = None,
@@ -74,7 +76,8 @@ def sample_responses(
         pad_token: fills the places after the end.
         samples_per_prompt: G; the result has len(prompts) × G rows, groups together.
         temperature: divides the logits; 0 is greedy.
-        generator: CPU generator for the random numbers; needed unless greedy.
+        generator: CPU generator for the random numbers; needed unless greedy, or
+        uniform: (rows, max_new_tokens) those numbers themselves, in [0, 1).
         vocabulary_size: tokens from this id on are never written (padded vocabulary rows).
         first, of: these prompts are part of ``of``, the first of them standing at ``first``. They get the random
             numbers that they would get among all of them.
@@ -82,13 +85,15 @@ def sample_responses(
     Returns:
         Rollouts on the model's device.
     """
-    device, rows = model.device, len(prompts) * samples_per_prompt
+    device, rows = device_of(model), len(prompts) * samples_per_prompt
     if temperature > 0:
-        if generator is None:
+        if generator is None and uniform is None:
             raise ValueError("Sampling at a temperature above 0 needs a generator: what it draws must be repeatable.")
-        everyone = (len(prompts) if of is None else of) * samples_per_prompt
-        uniform = torch.rand(everyone, max_new_tokens, generator=generator)
-        uniform = uniform[first * samples_per_prompt :][:rows].to(device)
+        if uniform is None:
+            everyone = (len(prompts) if of is None else of) * samples_per_prompt
+            uniform = torch.rand(everyone, max_new_tokens, generator=generator)
+            uniform = uniform[first * samples_per_prompt :][:rows]
+        uniform = uniform.to(device)
     longest = max(len(p) for p in prompts)
     ends = torch.tensor(end_tokens, device=device)
     cache = preallocated_cache(model, longest + max_new_tokens)

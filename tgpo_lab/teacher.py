@@ -32,9 +32,17 @@ class TeacherAnswers:
     top_logprobs: Tensor | None = None
     """(B, T, K) their log-probabilities."""
     hidden: Tensor | None = None
-    """(kept positions, H) states from which whole distributions are projected again, V values each."""
+    """(kept positions, H) states from which whole distributions are projected again, V values each. They stay where
+    the teacher computes; all other tensors are where the rollouts are."""
     hidden_index: Tensor | None = None
     """(B, T) int64, row of ``hidden`` for each position, −1 where none was kept."""
+
+    def to(self, device: torch.device) -> TeacherAnswers:
+        """The same with everything on ``device`` but the hidden states, which only the teacher can read."""
+        values = {item.name: getattr(self, item.name) for item in fields(self)}
+        return TeacherAnswers(
+            **{n: value if value is None or n == "hidden" else value.to(device) for n, value in values.items()}
+        )
 
     def padded_to(self, shape: torch.Size) -> TeacherAnswers:
         """The same with zeros (−1 in ``hidden_index``) for rows and positions that were not asked about."""

@@ -21,7 +21,7 @@ from .batch import Batch
 from .checkpoints import CheckpointState, optimizer_tensors, save_checkpoint
 from .clock import Clock
 from .config import TrainConfig
-from .divided_sampling import sample_step
+from .divided_sampling import sample_divided
 from .evaluation import evaluate
 from .lora import require_peft, save_merged
 from .measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
@@ -35,11 +35,11 @@ from .processes import Processes
 from .progress import TrainingProgress
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rewards import reward_function, score
+from .rollouts import join_rollouts
 from .runs import CHECKPOINTS, RunResult
 from .sharding import gathered, whole
 from .stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
 from .student_pass import StudentPasses
-from .teacher import ask_teacher
 from .trackers import tracked, tracking_accelerator
 
 
@@ -72,7 +72,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
 
     run = prepare(config, processes, accelerator.device, resume=resume)
     pair, method, optimizer, parameters, log = run.pair, run.method, run.optimizer, run.parameters, run.log
-    student, teacher = pair.student, pair.teacher
+    student, teacher = pair.student, run.teacher
+    traces_per_prompt = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[method.teacher_traces]
 
     def save(step: int) -> None:
         write = save_merged if config.lora_merged else PreTrainedModel.save_pretrained
@@ -130,29 +131,37 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             chosen = run.training_prompts[rows]
             prompts = pair.encode(chosen["prompt"])
             with autocast():
-                rollouts, from_teacher = sample_step(config, pair, prompts, step, processes)
-            row["seconds_sample"] = clock.lap()
+                sampled = sample_divided(
+                    processes, student, prompts, config.max_new_tokens, pair.end_tokens, pair.pad_token,
+                    samples_per_prompt=config.group_size, temperature=config.temperature,
+                    generator=generator_for(config.seed, "sampling", "student", step),
+                    vocabulary_size=pair.vocabulary_size,
+                )  # fmt: skip
+                row["seconds_sample"] = clock.lap()
+                traces = [teacher.write(prompts, traces_per_prompt, step)] if traces_per_prompt else []
+                row["seconds_traces"] = clock.lap()
+            row["seconds_sample"] += row["seconds_traces"]
+            rollouts = join_rollouts([sampled, *traces])
+            from_teacher = torch.arange(len(rollouts), device=accelerator.device) >= len(sampled)
 
             # ── Reward ───────────────────────────────────────────────────────────────────────────
             answers = [answer for answer in chosen["answer"] for _ in range(config.group_size)]
-            traces_per_prompt = (len(rollouts) - len(answers)) // len(prompts)
             answers += [answer for answer in chosen["answer"] for _ in range(traces_per_prompt)]
             rewards = score(rollouts, answers, judge, pair.tokenizer, processes=processes).to(accelerator.device)
             row["seconds_reward"] = clock.lap()
 
-            # ── Teacher: one forward pass over the student's rollouts ────────────────────────────
+            # ── Teacher: its answers at every prefix of the student's rollouts ───────────────────
             groups = torch.tensor(processes.share(len(prompts)), dtype=torch.long)
             own = rows_of_groups(groups, config.group_size, len(prompts), traces_per_prompt)
             student_rollouts = rollouts.rows((~from_teacher).nonzero().squeeze(-1))
             measured = choose_measured(
                 student_rollouts, config.measured_positions, generator_for(config.seed, "measured", step)
             )
+            keep = student_rollouts.mask if method.needs_distribution else measured
             ask = functools.partial(
-                ask_teacher,
-                teacher,
+                teacher.ask,
                 student_rollouts,
-                vocabulary_size=pair.vocabulary_size,
-                keep_distribution=student_rollouts.mask if method.needs_distribution else measured,
+                keep_distribution=keep if teacher.gives_distributions else None,
                 top_k=method.top_k,
                 sampling_seed=derived_seed(config.seed, "teacher", step) if method.samples_teacher_tokens else None,
                 rows=own[own < len(student_rollouts)],
@@ -168,6 +177,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 max_new_tokens=config.max_new_tokens,
                 random=generator_for(config.seed, "method", step),
             )
+            row["teacher_tokens"] = float(sum(map(len, student_rollouts.prompts)) + student_rollouts.lengths.sum())
             row["seconds_teacher"] = clock.lap()
 
             # ── Update ───────────────────────────────────────────────────────────────────────────

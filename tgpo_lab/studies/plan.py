@@ -25,7 +25,9 @@ DIALS = ("opening_logprob", "reverse_kl", "forward_kl", "rejected", "agreement",
 # fingerprint: then they change nothing, and the results stay those of the same runs.
 ADDED_LATER = (
     "answer_after", "chat_template", "dataset_config", "lora_alpha", "lora_merged", "lora_rank", "prompt_template",
-    "system_prompt", "trackers", "train_split", "validation_split",
+    "system_prompt", "teacher_cache", "teacher_device", "teacher_offload", "teacher_server", "teacher_server_model",
+    "teacher_server_requests", "teacher_server_retries", "teacher_server_timeout", "trackers", "train_split",
+    "validation_split",
 )  # fmt: skip
 
 
