@@ -239,7 +239,22 @@ def guidance_loss(
     unmasked positions, so a weight below 1 takes guidance away there and makes no other token heavier.
     """
     student, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
-    return masked_sum(_weighted(-token_logprobs(student, teacher_tokens), weights, mask), mask, normalizer)
+    return guidance_loss_from_logprobs(token_logprobs(student, teacher_tokens), mask, normalizer, weights)
+
+
+def guidance_loss_from_logprobs(
+    student_logprobs: Tensor,
+    mask: Tensor,
+    normalizer: float | Tensor | None = None,
+    weights: Tensor | None = None,
+    teacher_logprobs: Tensor | None = None,
+) -> Tensor:
+    """:func:`guidance_loss` where log πθ of the teacher's tokens is known already, (B, T); with ``teacher_logprobs``
+    :func:`top_k_guidance_loss`, both then (B, T, K)."""
+    student = _visible(student_logprobs, mask)
+    if teacher_logprobs is not None:
+        student = (_visible(teacher_logprobs, mask).detach().softmax(-1) * student).sum(-1)
+    return masked_sum(_weighted(-student, weights, mask), mask, normalizer)
 
 
 def _weighted(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
@@ -263,9 +278,8 @@ def top_k_guidance_loss(
     Teacher tensors are (B, T, K).
     """
     student_logits, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
-    teacher = _visible(teacher_logprobs, mask).detach().softmax(-1)
     student = student_logits.gather(-1, teacher_tokens) - student_logits.logsumexp(-1, keepdim=True)  # (B, T, K)
-    return masked_sum(_weighted(-(teacher * student).sum(-1), weights, mask), mask, normalizer)
+    return guidance_loss_from_logprobs(student, mask, normalizer, weights, teacher_logprobs)
 
 
 def kdrl_loss(logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:
