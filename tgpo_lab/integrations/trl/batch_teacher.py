@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import MethodType
@@ -11,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.integrations import is_deepspeed_zero3_enabled
+from trl.trainer.utils import maybe_gather_lm_head_ctx
 
 from ...errors import InputError
 from ...guidance import apply_gate
@@ -84,9 +87,32 @@ def answer_in_forward(teacher: PreTrainedModel) -> None:
     def forward(self: PreTrainedModel, *inputs, rollouts: Rollouts | None = None, **options):
         if rollouts is None:
             return usual(*inputs, **options)
-        return ask_teacher(self, rollouts, micro_batch_tokens=sys.maxsize, **options)
+        with _whole_head(self):
+            return ask_teacher(self, rollouts, micro_batch_tokens=sys.maxsize, **options)
 
     teacher.forward = MethodType(forward, teacher)
+
+
+@contextmanager
+def _whole_head(model: PreTrainedModel) -> Iterator[None]:
+    """Under DeepSpeed's ZeRO-3, keep the head's weights together once the layers have run.
+
+    They would come together at every call of the head, which all processes have to make equally often; but one that
+    has more positions projects more chunks of them, and would wait for the others forever.
+    """
+    if not is_deepspeed_zero3_enabled():
+        yield
+        return
+    head = model.get_output_embeddings()
+    with ExitStack() as stack:
+
+        def gather(*_: object) -> None:
+            stack.enter_context(maybe_gather_lm_head_ctx(head.weight, getattr(head, "bias", None)))
+
+        stack.callback(model.base_model.register_forward_hook(gather).remove)
+        model.get_output_embeddings = lambda: head.forward  # past DeepSpeed's hooks
+        stack.callback(delattr, model, "get_output_embeddings")
+        yield
 
 
 def ask_about_batch(
