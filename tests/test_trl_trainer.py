@@ -479,6 +479,17 @@ def test_completions_end_where_the_teacher_ends_too(altered, random_pair, prompt
     assert any(text.endswith("7") for text in written) and not any("7" in text[:-1] for text in written)
 
 
+def test_the_pages_example_runs(tmp_path, monkeypatch, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "trl.md").read_text(), re.DOTALL)
+    for asked, less in (("max_steps=60", "max_steps=1"), ("batch_size=64", "batch_size=8"), ("steps=5", "steps=1")):
+        assert asked in code
+        code = code.replace(asked, less)
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(compile(code, "docs/trl.md", "exec"), names)
+    assert logged(names["trainer"], "weight") == [0.02] and logged(names["trainer"], "loss_teacher")[0] > 0
+
+
 # ── Bad input ────────────────────────────────────────────────────────────────────────────────────
 
 
