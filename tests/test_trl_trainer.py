@@ -27,6 +27,7 @@ from trl import GRPOConfig, GRPOTrainer
 from tgpo_lab import training
 from tgpo_lab.errors import InputError
 from tgpo_lab.integrations.trl import SUPPORTED_SERIES, TGPOConfig, TGPOTrainer, require_trl
+from tgpo_lab.integrations.trl.batch_teacher import answer_in_forward, ask_about_batch
 from tgpo_lab.methods.tgpo import TGPO
 from tgpo_lab.prompts import load_prompts
 from tgpo_lab.randomness import generator_for, rows_of_step
@@ -336,30 +337,50 @@ def test_drawn_tokens_are_the_teachers_and_differ_from_batch_to_batch(random_pai
     assert not logged(trainer, "agreement") and logged(trainer, "loss_teacher")
 
 
-def test_tokens_of_a_tool_are_not_guided_and_shut_no_gate(random_pair, prompts, tmp_path):
+@pytest.mark.parametrize("gate", ["first_departure", "trust_horizon"])
+def test_tokens_of_a_tool_shut_no_gate(gate, random_pair):
+    """The student writes what the teacher would, but the third and fourth token come from a tool, most improbably."""
+    teacher = AutoModelForCausalLM.from_pretrained(random_pair.teacher, dtype=torch.float32)
+    tokens = [5, 9, 12]
+    with torch.no_grad():
+        for step in range(6):
+            logits = teacher(torch.tensor([tokens])).logits[0, -1]
+            tokens.append(int(logits.argmin() if step in (2, 3) else logits.argmax()))
+    written = torch.tensor([tokens[3:]])
+    batch = {"prompt_ids": torch.tensor([tokens[:3]]), "prompt_mask": torch.ones(1, 3), "completion_ids": written,
+             "completion_mask": torch.ones_like(written)}  # fmt: skip
+    answer_in_forward(teacher)
+    guided = [
+        ask_about_batch(teacher, asked, TGPO(gate=gate, gate_threshold=8.0), vocabulary_size=2048, rows_at_once=1,
+                        sampling_generator=None)["guidance_weights"].tolist()
+        for asked in (batch, batch | {"tool_mask": torch.tensor([[1, 1, 0, 0, 1, 1]])})
+    ]  # fmt: skip
+    assert guided == [[[1, 1, 1, 0, 0, 0]], [[1, 1, 1, 1, 1, 1]]]
+
+
+def test_tokens_of_a_tool_are_not_guided(random_pair, prompts, tmp_path):
     def with_tool(texts, trainer):
         """The third and fourth token of each completion come from outside."""
         written = write_completions(texts, trainer)
         return written | {"env_mask": [[n not in (2, 3) for n in range(len(c))] for c in written["completion_ids"]]}
 
-    trainer = make_trainer(random_pair, tmp_path, prompts, weight="0.5", max_steps=1, gate="first_departure",
-                           reward_weights=[0.0])  # fmt: skip
+    trainer = make_trainer(random_pair, tmp_path, prompts, weight="0.5", max_steps=1, learning_rate=1.0,
+                           max_grad_norm=1e9, reward_weights=[0.0])  # fmt: skip
     trainer.rollout_func = with_tool
-    teacher = trainer.teacher_model
-    batch = trainer._prepare_inputs([{"prompt": p} for p in prompts[:2] for _ in range(GROUP)])
-    guided, tokens, written = batch["guidance_weights"], batch["teacher_tokens"].squeeze(-1), batch["completion_ids"]
-    departures = (written != tokens) & batch["tool_mask"].bool()
-    expected = torch.ones_like(guided)
-    for row in range(len(expected)):
-        for step in range(1, expected.shape[1]):
-            expected[row, step] = float(not departures[row, :step].any())
-    assert torch.equal(guided * batch["completion_mask"], expected * batch["completion_mask"])
-    assert teacher is trainer.teacher_model
-    start = weights(trainer.model)
+    student = AutoModelForCausalLM.from_pretrained(random_pair.student, dtype=torch.float32)
+    teacher = AutoModelForCausalLM.from_pretrained(random_pair.teacher, dtype=torch.float32)
+    said = []
+    for prompt in trainer.processing_class(prompts[:2])["input_ids"]:
+        for written in (completion(prompt, n) for n in range(GROUP)):
+            tokens = torch.tensor([prompt + written])
+            own = torch.tensor([n not in (2, 3) for n in range(len(written))])
+            with torch.no_grad():
+                best = teacher(tokens).logits[0, len(prompt) - 1 : -1].argmax(-1, keepdim=True)
+                logprobs = student(tokens).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            said.append(logprobs.gather(-1, best).squeeze(-1)[own])
     trainer.train()
-    own = (batch["completion_mask"] * batch["tool_mask"]).bool()
-    assert logged(trainer, "guided") == pytest.approx([float(guided[own].sum() / own.sum())])
-    assert any(not torch.equal(value, start[name]) for name, value in weights(trainer.model).items())
+    assert logged(trainer, "loss_teacher") == pytest.approx([-torch.cat(said).mean().item()], rel=1e-5)
+    assert logged(trainer, "guided") == [1]
 
 
 def test_evaluation_reports_guidance_and_changes_nothing(random_pair, prompts, tmp_path):
