@@ -496,6 +496,8 @@ def test_completions_end_where_the_teacher_ends_too(altered, random_pair, prompt
     trainer.rollout_func = None  # it samples by itself
     trainer.train()
     assert trainer.eos_token_ids == trainer.model.generation_config.eos_token_id == [END, SEVEN]
+    # TRL cuts what stands behind an end; it should not be written in the first place.
+    assert trainer.generation_config.eos_token_id == trainer.generation_kwargs["eos_token_id"] == [END, SEVEN]
     written = trainer._logs["completion"]
     assert any(text.endswith("7") for text in written) and not any("7" in text[:-1] for text in written)
 
