@@ -243,10 +243,18 @@ def guidance_loss(
 
 
 def negative_log_likelihood(
-    logprobs: Tensor, mask: Tensor, normalizer: float | None = None, weights: Tensor | None = None
+    logprobs: Tensor,
+    mask: Tensor,
+    normalizer: float | Tensor | None = None,
+    weights: Tensor | None = None,
+    teacher_logprobs: Tensor | None = None,
 ) -> Tensor:
-    """−Σ_t log πθ of tokens whose log-probabilities (B, T) are known; ``weights`` as in :func:`guidance_loss`."""
-    return masked_sum(_weighted(-_visible(logprobs, mask), weights, mask), mask, normalizer)
+    """−Σ_t log πθ of tokens whose log-probabilities (B, T) are known; ``weights`` as in :func:`guidance_loss`. With
+    ``teacher_logprobs`` the sum of :func:`top_k_guidance_loss`, both then (B, T, K)."""
+    logprobs = _visible(logprobs, mask)
+    if teacher_logprobs is not None:
+        logprobs = (_visible(teacher_logprobs, mask).detach().softmax(-1) * logprobs).sum(-1)
+    return masked_sum(_weighted(-logprobs, weights, mask), mask, normalizer)
 
 
 def _weighted(values: Tensor, weights: Tensor | None, mask: Tensor) -> Tensor:
@@ -270,9 +278,8 @@ def top_k_guidance_loss(
     Teacher tensors are (B, T, K).
     """
     student_logits, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
-    teacher = _visible(teacher_logprobs, mask).detach().softmax(-1)
     student = student_logits.gather(-1, teacher_tokens) - student_logits.logsumexp(-1, keepdim=True)  # (B, T, K)
-    return masked_sum(_weighted(-(teacher * student).sum(-1), weights, mask), mask, normalizer)
+    return negative_log_likelihood(student, mask, normalizer, weights, teacher_logprobs)
 
 
 def kdrl_loss(logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:

@@ -137,20 +137,35 @@ def load_pair(
     else:
         teacher = load_model(teacher_path, dtype, teacher_device).requires_grad_(False)
     for model, path, own in ((student, student_path, tokenizer), (teacher, teacher_path, teacher_tokenizer)):
-        rows = model.get_output_embeddings().weight.shape[0]
-        if rows < shared.size:
-            raise InputError(
-                f"{path} has {rows} vocabulary rows, but the tokenizer has {len(own)} tokens: "
-                "the checkpoint and the tokenizer do not belong together."
-            )
-        if model.device.type != "meta":
-            check_projection(model, str(path))
+        check_vocabulary(model, own, shared.size, str(path))
     own_ends = end_tokens(student, tokenizer, prompt_format)
     teacher_ends = end_tokens(teacher, teacher_tokenizer, prompt_format)
     both = shared_end_tokens(shared.size, own_ends, teacher_ends, (tokenizer, teacher_tokenizer))
     if student.generation_config is not None and both != own_ends:
         student.generation_config.eos_token_id = both  # whoever generates with the trained student has to stop there
     return Pair(name, student, teacher, tokenizer, shared.size, both, prompts, prompt_format, tuple(own_ends))
+
+
+def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: int, name: str) -> None:
+    """Refuse a model that lacks rows of the shared vocabulary, or whose logits this package would compute differently.
+
+    Args:
+        model: student or teacher.
+        tokenizer: its own.
+        size: V.
+        name: what messages call the model.
+
+    Raises:
+        InputError: it is such a model.
+    """
+    rows = model.get_output_embeddings().weight.shape[0]
+    if rows < size:
+        raise InputError(
+            f"{name} has {rows} vocabulary rows, but the tokenizer has {len(tokenizer)} tokens: "
+            "the checkpoint and the tokenizer do not belong together."
+        )
+    if model.device.type != "meta":
+        check_projection(model, name)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> list[int]:
@@ -190,8 +205,16 @@ def require_room(
         )
 
 
-def load_model(path: str | Path, dtype: torch.dtype, device: str | torch.device) -> PreTrainedModel:
+def load_model(
+    path: str | Path, dtype: torch.dtype | str, device: str | torch.device | None, **options: object
+) -> PreTrainedModel:
     """Load a causal language model in evaluation mode: safetensors only, no remote code.
+
+    Args:
+        path: folder or hub name.
+        dtype: of the weights; "auto" for that of the checkpoint.
+        device: where it goes; None leaves it where it was loaded.
+        options: further arguments of ``from_pretrained``, such as ``revision`` or ``attn_implementation``.
 
     Raises:
         InputError: nothing there, a damaged file, or an architecture that is not a causal model.
@@ -199,7 +222,7 @@ def load_model(path: str | Path, dtype: torch.dtype, device: str | torch.device)
     transformers_logging.disable_progress_bar()  # downloads keep theirs
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
-            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
         )
         if info["missing_keys"]:
             raise InputError(
@@ -209,9 +232,9 @@ def load_model(path: str | Path, dtype: torch.dtype, device: str | torch.device)
         raise InputError(
             f"The weights in {path} are damaged or cut short ({error}). Copy or train the checkpoint again."
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(_cannot_load("model", path, error)) from error
-    return model.to(device).eval()
+    return (model if device is None else model.to(device)).eval()
 
 
 def load_without_weights(path: str | Path) -> PreTrainedModel:
