@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tgpo_lab import training
 from tgpo_lab.checkpoints import checkpoint_folders, read_state
 from tgpo_lab.cli import main
+from tgpo_lab.measurement import StepMeasurement
 from tgpo_lab.out_of_memory import is_out_of_memory
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
@@ -92,6 +93,25 @@ def test_out_of_memory_halves_the_micro_batches_and_changes_nothing_but_rounding
     for name in ("kl_sampled", "rejected", "reverse_kl", "gradient_norm", "gradient_norm_teacher", "loss_teacher"):
         assert parts[name] == pytest.approx(whole[name], rel=1e-4), name  # nothing is counted twice
     assert largest_difference(tmp_path / "run", tmp_path / "whole") < 1e-4
+
+
+def test_what_was_counted_before_memory_ran_out_is_not_counted_again(tiny_config, tmp_path, monkeypatch, capsys):
+    """It runs out at the second chunk of positions of three: the first has left its gradient and measurements behind."""
+    config = tiny_config(tmp_path, steps=1, micro_batch_tokens=60, measured_positions=0, max_gradient_norm=1e6)
+    whole = quiet(config.with_changes(output=str(tmp_path / "whole"))).metrics.iloc[0]
+    true, calls = StepMeasurement.add, []
+
+    def add(self, positions) -> None:
+        calls.append(1)
+        true(self, positions)
+        if len(calls) == 2:
+            torch.empty(2**60)
+
+    monkeypatch.setattr(StepMeasurement, "add", add)
+    again = quiet(config).metrics.iloc[0]
+    assert "Going on with micro-batches of 30 tokens" in capsys.readouterr().err
+    for name in ("kl_sampled", "rejected", "positive_signal", "reverse_kl", "entropy", "gradient_norm", "loss_teacher"):
+        assert again[name] == pytest.approx(whole[name], rel=1e-4), name
 
 
 def test_out_of_memory_in_one_process_halves_those_of_both(large_config, tmp_path):
