@@ -5,8 +5,7 @@ let explorers = 0;
 function render({ model, el }) {
   explorers += 1;
   const id = `tgpo-explorer-${explorers}-${Math.random().toString(36).slice(2, 8)}`;
-  // JupyterLab's shortcuts would act on the notebook while keys are meant for a token.
-  const root = make("div", { class: "tgpo-explorer", id, "data-lm-suppress-shortcuts": "true" });
+  const root = make("div", { class: "tgpo-explorer", id });
   const levels = make("style");
   const legendBox = make("div", { class: "legend-box" });
   const cardsBox = make("div", { class: "cards" });
@@ -197,7 +196,10 @@ function render({ model, el }) {
     "change:message": drawMessage,
   };
   for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
+  // The host's shortcuts would act on the notebook while keys are meant for a token. JupyterLab looks at a key after the
+  // page has; Notebook 7 before, and its shortcuts are for the element that has the focus: there that one must say so.
   root.addEventListener("keydown", (event) => event.stopPropagation());
+  root.addEventListener("focusin", (event) => event.target.setAttribute("data-lm-suppress-shortcuts", "true"));
   const stopWatching = watchTheme(drawTheme);
   const resized = new ResizeObserver(() => {
     drawTheme(); // only now it is in the page and has a background behind it
