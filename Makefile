@@ -58,7 +58,7 @@ test-extras: $(STAMP) ## Install adapters, mathematical answers and TensorBoard,
 	$(INSTALL) -e '.[lora,math,tensorboard]'
 	$(VENV_PYTHON) -m pytest -n 2 tests/test_lora.py tests/test_memory.py tests/test_rewards.py tests/test_tracking.py $(ARGS)
 
-test-browser: $(STAMP) ## Run the tests in JupyterLab and a headless Chromium, which this installs
+test-browser: $(STAMP) ## Run the tests in JupyterLab, Notebook 7 and a headless Chromium, which this installs
 	$(INSTALL) -e '.[dev,browser]'
 	sh tests/browser/need_chromium.sh
 	$(VENV_PYTHON) -m pytest tests/browser $(ARGS)
