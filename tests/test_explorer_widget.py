@@ -4,7 +4,9 @@ import json
 import math
 import re
 import sys
+from base64 import b64decode
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 import traitlets
 from anywidget import _util
+from PIL import Image
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.pairs import load_pair
@@ -20,7 +23,7 @@ from tgpo_lab.token_text import visible_text
 from tgpo_lab.training import train
 from tgpo_lab.widgets import GuidanceExplorer
 from tgpo_lab.widgets.pages import SCRIPTS, fallback_page, legend_values, module_source, standalone_page
-from tgpo_lab.widgets.quantities import BY_NAME, QUANTITIES, place_on_scale, scaled_quantities
+from tgpo_lab.widgets.quantities import BY_NAME, QUANTITIES, Quantity, place_on_scale, scaled_quantities
 from tgpo_lab.widgets.scene import rounded
 
 PROMPT, LIMIT = "1+2+4=", 12
@@ -372,7 +375,26 @@ def test_the_fallback_shows_tokens_colours_legend_and_proposals(explorer):
     quantity = next(q for q in scaled_quantities([explorer.response().view]) if q.name == "token_reward")
     value = found["columns"]["token_reward"][position]
     assert f"background-color:{cell_colors(place_on_scale(quantity, value))[0]}" in bundle["text/html"]
-    assert quantity.low in shown and not any(tag in ("script", "style", "link", "img") for tag, _ in page.elements)
+    assert quantity.low in shown and not any(tag in ("script", "style", "link") for tag, _ in page.elements)
+
+
+def test_the_fallback_has_its_colours_without_styles(explorer):
+    """As GitHub shows it: one picture before each token and each number of the legend, in the colour of its style."""
+    explorer.opened = ["0:0"]
+    page = Page(explorer._repr_mimebundle_()[0]["text/html"])
+    found = entry(explorer, "0:0")
+    quantity = next(q for q in explorer.scene["quantities"] if q["name"] == "token_reward")
+    values = [*legend_values(Quantity(**quantity)), *map(float, found["columns"]["token_reward"])]
+    expected = [cell_colors(place_on_scale(Quantity(**quantity), value))[0] for value in values]
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert [picture["style"] for picture in pictures] == ["display:none"] * len(expected)
+    pixels = []
+    for picture in pictures:
+        head, _, data = picture["src"].partition(",")
+        assert head == "data:image/gif;base64"
+        pixel = Image.open(BytesIO(b64decode(data))).convert("RGB").getpixel((0, 0))
+        pixels.append("#" + "".join(f"{channel:02x}" for channel in pixel))
+    assert pixels == expected and len(set(pixels)) > 3
 
 
 def test_colab_is_told_which_widget_manager_shows_the_explorer(explorer, monkeypatch):
@@ -396,7 +418,10 @@ def test_the_fallback_is_the_same_every_time(pair, explorer):
 
 def test_model_text_in_the_fallback_is_data(explorer):
     page = Page(fallback_page(hostile_scene(explorer), "token_reward", ["0:0"]))
-    assert not any(tag in ("script", "img") for tag, _ in page.elements)
+    assert not any(tag == "script" for tag, _ in page.elements)
+    assert all(
+        attributes["src"].startswith("data:image/gif;base64,") for tag, attributes in page.elements if tag == "img"
+    )
     assert HOSTILE in "".join(page.texts)
 
 

@@ -107,7 +107,7 @@ def softmax_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def softmax_panel(*, dark: bool = False) -> Panel:
+def softmax_panel() -> Panel:
     """Move the student's probability of the teacher's token, the temperature, w and the advantage.
 
     All updates have one scale. Look for what RKL and exact RKL do as that probability goes to 0, and what TGPO does.
@@ -134,4 +134,4 @@ def softmax_panel(*, dark: bool = False) -> Panel:
         return table, ""
 
     controls = [probability, temperature, weight, advantage, written]
-    return Panel(controls, compute, softmax_figure, "One softmax position", dark=dark)
+    return Panel(controls, compute, softmax_figure, "One softmax position")

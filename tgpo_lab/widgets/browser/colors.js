@@ -46,8 +46,8 @@ function hostTheme(element) {
   const body = document.body;
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false" ? "dark" : "light";
   const kind = body.dataset.vscodeThemeKind || body.className;
-  if (/vscode-(dark|high-contrast(?!-light))/.test(kind)) return "dark";
-  if (/vscode-(light|high-contrast-light)/.test(kind)) return "light";
+  if (/vscode-(high-contrast-)?light/.test(kind)) return "light"; // its class list has vscode-high-contrast as well
+  if (/vscode-(dark|high-contrast)/.test(kind)) return "dark";
   const named = document.documentElement.getAttribute("theme") || document.documentElement.dataset.theme;
   if (named === "dark" || named === "light") return named;
   for (let node = element; node; node = node.parentElement) {

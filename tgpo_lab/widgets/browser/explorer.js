@@ -19,6 +19,7 @@ function render({ model, el }) {
   let theme = "light";
   let awaitedBranch = false;
   let drawing = false;
+  let selecting = false;
 
   const ctx = {
     id,
@@ -71,7 +72,7 @@ function render({ model, el }) {
     pointed = { name, position };
     const { positions } = ctx.selection();
     if (!positions.length) detail.show(ctx.find(name), position, false);
-    if (aloud) say(spokenToken(ctx, ctx.find(name), position));
+    if (aloud) say(spokenDetail(ctx, ctx.find(name), position));
   }
 
   function drawSelection() {
@@ -81,7 +82,7 @@ function render({ model, el }) {
     if (response && positions.length) {
       const position = positions[positions.length - 1];
       detail.show(response, position, true);
-      say(`Locked. ${spokenToken(ctx, response, position)}`);
+      say(`Locked: token ${position + 1}. ${spokenDetail(ctx, response, position)}`);
     } else if (pointed && ctx.find(pointed.name)?.tokens.length > pointed.position) {
       detail.show(ctx.find(pointed.name), pointed.position, false);
     } else {
@@ -161,6 +162,16 @@ function render({ model, el }) {
     });
   }
 
+  /** Once, although name and positions change one after the other. */
+  function drawSelectionSoon() {
+    if (selecting) return;
+    selecting = true;
+    queueMicrotask(() => {
+      selecting = false;
+      if (!drawing && model.get("view") === "tokens") drawSelection();
+    });
+  }
+
   function drawTheme() {
     const found = hostTheme(root.parentElement ?? document.body);
     if (found === root.dataset.theme) return;
@@ -191,8 +202,8 @@ function render({ model, el }) {
       for (const card of cards) card.recolor();
       if (model.get("view") === "heatmap") drawHeatmap();
     },
-    "change:selected_positions": drawSelection,
-    "change:selected_response": drawSelection,
+    "change:selected_positions": drawSelectionSoon,
+    "change:selected_response": drawSelectionSoon,
     "change:message": drawMessage,
   };
   for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
