@@ -173,6 +173,7 @@ function render({ model, el }) {
   }
 
   function drawTheme() {
+    root.dataset.contrast = highContrast() ? "more" : "normal";
     const found = hostTheme(root.parentElement ?? document.body);
     if (found === root.dataset.theme) return;
     theme = root.dataset.theme = found;
