@@ -5,15 +5,13 @@ CSS variables, styles for all tables and code, and a white box around every widg
 an attribute of the root element, and google.colab. The widget's module is loaded as anywidget loads it, from a blob.
 """
 
-import json
 import re
 
 import pytest
 from playwright.sync_api import expect
 
-from tgpo_lab.widgets.pages import module_source, style_source
-
 from .conftest import watched
+from .widget_page import load_widget
 
 VSCODE = """<!doctype html>
 <html style="--vscode-editor-background: #1e1e1e; --vscode-editor-foreground: #d4d4d4">
@@ -35,29 +33,6 @@ COLAB = """<!doctype html>
 <html theme="dark"><head><style>body { margin: 0; color: #e3e3e3; font-family: Roboto, sans-serif; }</style>
 <script>window.google = { colab: { kernel: {} } };</script></head>
 <body><div id="output-body"><colab-lumino-adapter><div id="widget"></div></colab-lumino-adapter></div></body></html>"""
-LOAD = """async ({ source, style, state }) => {
-  document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
-  const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
-  const module = await import(url);
-  const listeners = {};
-  const changed = new Set();
-  window.sent = [];
-  const model = {
-    get: (name) => state[name],
-    set: (name, value) => { state[name] = value; changed.add(name); },
-    save_changes: () => {
-      const names = [...changed];
-      changed.clear();
-      for (const name of names) for (const listener of listeners[`change:${name}`] ?? []) listener();
-    },
-    on: (event, listener) => (listeners[event] ??= []).push(listener),
-    off: () => {},
-    send: (content) => window.sent.push(content),
-  };
-  module.default.render({ model, el: document.getElementById("widget"), experimental: {} });
-}"""
-STATE = ("scene", "quantity", "view", "sort", "step", "fresh", "opened", "selected_response", "selected_positions",
-         "message")  # fmt: skip
 
 
 @pytest.fixture
@@ -66,8 +41,7 @@ def host_page(request, browser, explored):
     context = browser.new_context(viewport={"width": 900, "height": 900}, color_scheme="light")
     visit = watched(context, request.node.callspec.params["name"])
     visit.page.set_content(request.param)
-    state = json.loads(json.dumps({name: getattr(explored, name) for name in STATE}))
-    visit.page.evaluate(LOAD, {"source": module_source(), "style": style_source(), "state": state})
+    load_widget(visit.page, explored)
     yield visit
     assert visit.errors == [] and visit.strangers == []
     context.close()

@@ -115,7 +115,7 @@ function nameCell(ctx, now, tag, attributes = {}) {
   const written = make("span", { class: "mark", text: "written" });
   const proposed = make("span", { class: "mark teacher", text: "teacher’s" });
   return {
-    element: make(tag, { class: "name", ...attributes }, code, written, proposed),
+    element: make(tag, { class: "name", ...attributes }, code, " ", written, " ", proposed),
     fill(id) {
       showToken(ctx.text(id));
       written.hidden = id !== now.response.tokens[now.position];
@@ -142,7 +142,8 @@ function topLists(ctx, now) {
       ];
       for (const entry of marked) if (!listed.some(([id]) => id === entry[0])) listed.push(entry);
       while (rows.length < listed.length) rows.push(topRow(ctx, now, body));
-      rows.forEach((row, at) => row(listed[at]));
+      const length = response.top[index][position].length;
+      rows.forEach((row, at) => row(listed[at], at >= length));
     };
   });
   return { element, fill: () => lists.forEach((fill) => fill()) };
@@ -157,13 +158,13 @@ function topRow(ctx, now, body) {
   const take = takeButton(ctx, now, "");
   const row = make("tr", {}, rank, name.element, make("td", { class: "probability" }, bar, figure), log, make("td", {}, take.element));
   body.append(row);
-  return (entry) => {
+  return (entry, beyond) => {
     row.hidden = !entry;
     if (!entry) return;
     const [id, place, value] = entry;
     const logprob = numeric(value);
     const written = id === now.response.tokens[now.position];
-    row.className = [written && "is-written", id === now.response.best[now.position] && "is-proposed"].filter(Boolean).join(" ");
+    row.className = [written && "is-written", id === now.response.best[now.position] && "is-proposed", beyond && "beyond"].filter(Boolean).join(" ");
     showRank(String(place));
     name.fill(id);
     bar.style.width = `${Math.min(100, 100 * Math.exp(logprob))}%`;
