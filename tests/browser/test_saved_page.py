@@ -29,6 +29,8 @@ def test_the_saved_file_works_alone_and_offline(browser, saved, scheme, width):
     alone.shot(f"saved-{scheme}-{width}", full_page=True)
     scrolls = alone.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
     assert not scrolls, "the page is wider than the screen"
+    cut = widget.locator(".scroll").evaluate("e => e.scrollWidth > e.clientWidth")
+    assert not cut, "bars of a method are out of sight"
     widget.get_by_role("combobox", name="View", exact=True).select_option("heatmap")
     expect(widget.locator(".heatmap-row")).to_have_count(3)
     alone.shot(f"saved-{scheme}-{width}-heatmap", full_page=True)
