@@ -59,14 +59,16 @@ test-extras: $(STAMP) ## Install adapters, mathematical answers, TensorBoard and
 	$(VENV_PYTHON) -m pytest -n 2 tests/test_lora.py tests/test_memory.py tests/test_rewards.py tests/test_tracking.py \
 		tests/test_trl_trainer.py $(ARGS)
 
-test-browser: $(STAMP) ## Run the tests in JupyterLab and a headless Chromium, which this installs
+test-browser: $(STAMP) ## Run the tests in JupyterLab, Notebook 7 and a headless Chromium, which this installs
 	$(INSTALL) -e '.[dev,browser]'
 	sh tests/browser/need_chromium.sh
 	$(VENV_PYTHON) -m pytest tests/browser $(ARGS)
 
 lab: $(STAMP) ## Open the notebooks in JupyterLab
-# JupyterLab would otherwise ask the network for news, updates and extensions.
-	$(VENV_PYTHON) -m jupyterlab notebooks --LabApp.news_url=None --LabApp.extension_manager=readonly \
+# JupyterLab would otherwise ask the reader for leave to fetch news, and the network for updates and extensions. The
+# settings keep the page from asking; the options keep the server from it, whatever a user's own settings say.
+	$(VENV_PYTHON) -m jupyterlab notebooks --LabApp.app_settings_dir="$(CURDIR)/lab_settings" \
+		--LabApp.news_url=None --LabApp.extension_manager=readonly \
 		--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(ARGS)
 
 class: $(STAMP) ## Make the notebooks and their solutions from notebooks/source (options: ARGS="03")

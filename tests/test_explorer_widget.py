@@ -3,12 +3,18 @@
 import json
 import math
 import re
+import sys
+from base64 import b64decode
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import traitlets
+from anywidget import _util
+from PIL import Image
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.pairs import load_pair
@@ -17,7 +23,7 @@ from tgpo_lab.token_text import visible_text
 from tgpo_lab.training import train
 from tgpo_lab.widgets import GuidanceExplorer
 from tgpo_lab.widgets.pages import SCRIPTS, fallback_page, legend_values, module_source, standalone_page
-from tgpo_lab.widgets.quantities import BY_NAME, QUANTITIES, place_on_scale, scaled_quantities
+from tgpo_lab.widgets.quantities import BY_NAME, QUANTITIES, Quantity, place_on_scale, scaled_quantities
 from tgpo_lab.widgets.scene import rounded
 
 PROMPT, LIMIT = "1+2+4=", 12
@@ -84,6 +90,10 @@ def test_the_scene_has_the_numbers_of_the_view(explorer, pair):
                 assert moves == pytest.approx([float(x) for x in expected], rel=1e-3, abs=1e-12)
         for token in found["tokens"]:
             assert explorer.scene["texts"][str(token)] == visible_text(pair.tokenizer, token)
+        ranks = [view.student_ranks, view.teacher_ranks, view.student_proposal_ranks]
+        assert [*found["ranks"], found["proposal_ranks"]] == [values[row, :length].tolist() for values in ranks]
+        proposed = view.student_proposal_logprobs[row, :length].tolist()
+        assert found["proposal_logprobs"] == pytest.approx(proposed, rel=1e-3)
     json.dumps(explorer.scene, allow_nan=False)
 
 
@@ -140,6 +150,17 @@ def test_all_responses_are_a_table(explorer):
     assert frame["response"].tolist() == [f"0:{row}" for row in range(6)]
     assert frame["reward"].tolist() == [r.reward for r in explorer.responses]
     assert frame["length"].tolist() == [r.length for r in explorer.responses]
+    assert frame["parent"].isna().all() and frame["continuations"].isna().all()
+
+
+def test_branches_can_be_compared_in_the_table(explorer, pair):
+    name, position = difference(explorer)
+    branch = explorer.take_token(position, response=name)
+    row = explorer.responses_frame().iloc[-1]
+    assert (row["response"], row["parent"], row["position"]) == ("0:b1", name, position)
+    assert row["taken"] == visible_text(pair.tokenizer, branch.branch.token)
+    assert (row["right_continuations"], row["continuations"]) == (branch.right_continuations, 6)
+    assert row["reward"] == branch.reward
 
 
 def test_the_slider_shows_the_student_of_each_step(over_steps):
@@ -215,6 +236,7 @@ def test_answers_are_looked_up_in_the_runs_data(pair, run_folder):
         ({"a": "x"}, {}, "holds no run"),
         (PROMPT, {"prompt": "1+1+5="}, "given already"),
         (PROMPT, {"samples": 0}, "samples"),
+        (PROMPT, {"max_new_tokens": 0}, "max_new_tokens must be 1"),
         (PROMPT, {"answer": ["7", "8"]}, "one answer for each prompt"),
         ("1+2+" * 100, {}, "made for at most"),
         ("\0", {"max_new_tokens": 500}, "made for at most"),
@@ -231,7 +253,16 @@ def test_a_pairs_name_in_place_of_the_pair_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("quantity", "beauty"), ("step", 99), ("view", "table"), ("sort", "colour"), ("fresh", "yes")]
+    ("name", "value"),
+    [
+        ("quantity", "beauty"),
+        ("step", 99),
+        ("view", "table"),
+        ("sort", "colour"),
+        ("fresh", "yes"),
+        ("opened", []),
+        ("opened", ["0:0", "0:99"]),
+    ],
 )
 def test_impossible_values_are_refused(over_steps, name, value):
     before = getattr(over_steps, name)
@@ -344,7 +375,39 @@ def test_the_fallback_shows_tokens_colours_legend_and_proposals(explorer):
     quantity = next(q for q in scaled_quantities([explorer.response().view]) if q.name == "token_reward")
     value = found["columns"]["token_reward"][position]
     assert f"background-color:{cell_colors(place_on_scale(quantity, value))[0]}" in bundle["text/html"]
-    assert quantity.low in shown and not any(tag in ("script", "style", "link", "img") for tag, _ in page.elements)
+    assert quantity.low in shown and not any(tag in ("script", "style", "link") for tag, _ in page.elements)
+
+
+def test_the_fallback_has_its_colours_without_styles(explorer):
+    """As GitHub shows it: one picture before each token and each number of the legend, in the colour of its style."""
+    explorer.opened = ["0:0"]
+    page = Page(explorer._repr_mimebundle_()[0]["text/html"])
+    found = entry(explorer, "0:0")
+    quantity = next(q for q in explorer.scene["quantities"] if q["name"] == "token_reward")
+    values = [*legend_values(Quantity(**quantity)), *map(float, found["columns"]["token_reward"])]
+    expected = [cell_colors(place_on_scale(Quantity(**quantity), value))[0] for value in values]
+    pictures = [attributes for tag, attributes in page.elements if tag == "img"]
+    assert [picture["style"] for picture in pictures] == ["display:none"] * len(expected)
+    pixels = []
+    for picture in pictures:
+        head, _, data = picture["src"].partition(",")
+        assert head == "data:image/gif;base64"
+        pixel = Image.open(BytesIO(b64decode(data))).convert("RGB").getpixel((0, 0))
+        pixels.append("#" + "".join(f"{channel:02x}" for channel in pixel))
+    assert pixels == expected and len(set(pixels)) > 3
+
+
+def test_colab_is_told_which_widget_manager_shows_the_explorer(explorer, monkeypatch):
+    """Its output module, imitated: what shows other people's widgets must be named with the output."""
+    output = ModuleType("google.colab.output")
+    output._widgets = SimpleNamespace(_installed_url=None)
+    output.enable_custom_widget_manager = lambda: setattr(output._widgets, "_installed_url", "https://manager.js")
+    monkeypatch.setitem(sys.modules, "google.colab.output", output)
+    _util.enable_custom_widget_manager_once.cache_clear()
+    data, metadata = explorer._repr_mimebundle_()
+    _util.enable_custom_widget_manager_once.cache_clear()
+    view = "application/vnd.jupyter.widget-view+json"
+    assert view in data and metadata[view]["colab"]["custom_widget_manager"]["url"] == "https://manager.js"
 
 
 def test_the_fallback_is_the_same_every_time(pair, explorer):
@@ -355,8 +418,21 @@ def test_the_fallback_is_the_same_every_time(pair, explorer):
 
 def test_model_text_in_the_fallback_is_data(explorer):
     page = Page(fallback_page(hostile_scene(explorer), "token_reward", ["0:0"]))
-    assert not any(tag in ("script", "img") for tag, _ in page.elements)
+    assert not any(tag == "script" for tag, _ in page.elements)
+    assert all(
+        attributes["src"].startswith("data:image/gif;base64,") for tag, attributes in page.elements if tag == "img"
+    )
     assert HOSTILE in "".join(page.texts)
+
+
+def test_invisible_characters_of_prompts_and_answers_are_shown(pair):
+    """One that turns the direction of writing would reorder what stands beside it."""
+    turned = GuidanceExplorer(pair, f"{PROMPT}\u202e\n", answer="7\u200f", samples=2, max_new_tokens=4)
+    found = entry(turned, "0:0")
+    assert found["prompt"] == PROMPT + "\\u202e↵" and found["answer"] == "7\\u200f"
+    assert turned.response().prompt == f"{PROMPT}\u202e\n" and turned.response().answer == "7\u200f"
+    for page in (turned._repr_mimebundle_()[0]["text/html"], standalone_page("", {}, {0: turned.scene})):
+        assert "\u202e" not in page and "\u200f" not in page
 
 
 def test_infinite_values_reach_the_fallback(explorer):

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tgpo_lab.batch import Batch, Positions
 from tgpo_lab.errors import InputError
-from tgpo_lab.guidance_view import UPDATE_METHODS, advantages_by_prompt, logit_updates, view_guidance
+from tgpo_lab.guidance_view import advantages_by_prompt, view_guidance
+from tgpo_lab.logit_updates import UPDATE_METHODS, logit_updates
 from tgpo_lab.methods import make_method
 from tgpo_lab.pairs import load_pair
 from tgpo_lab.rewards import marked_answer, score
@@ -50,7 +51,7 @@ def advantages(pair, rollouts):
 
 
 def reference_updates(student, teacher, token, advantage, guidance):
-    """The formulas at the head of guidance_view.py, one token of the vocabulary after the other."""
+    """The formulas at the head of logit_updates.py, one token of the vocabulary after the other."""
     p = [math.exp(x) / sum(math.exp(y) for y in student) for x in student]
     q = [math.exp(x) / sum(math.exp(y) for y in teacher) for x in teacher]
     best = max(range(len(q)), key=lambda v: q[v])
@@ -162,8 +163,16 @@ def test_numbers_are_those_of_plain_forward_passes(pair, rollouts, temperature):
                 "student_entropy": -(own.exp() * own).sum(),
                 "teacher_entropy": -(theirs.exp() * theirs).sum(),
             }
+            proposal = int(theirs.argmax())
+            found["student_proposal_logprobs"] = own[proposal]
             for name, expected in found.items():
                 assert getattr(view, name)[row, place].item() == pytest.approx(expected.item(), abs=2e-4), name
+            # Every place of the order, except that rounding may swap neighbours.
+            ranks = {"student_ranks": (own, token), "teacher_ranks": (theirs, token),
+                     "student_proposal_ranks": (own, proposal)}  # fmt: skip
+            for name, (logprobs, which) in ranks.items():
+                order = sorted(range(len(logprobs)), key=lambda v: -logprobs[v])
+                assert abs(getattr(view, name)[row, place].item() - (1 + order.index(which))) <= 1, name
             for who, logprobs in (("student", own), ("teacher", theirs)):
                 best, tokens = logprobs.topk(4)
                 assert getattr(view, f"{who}_top_tokens")[row, place].tolist() == tokens.tolist()
@@ -193,6 +202,14 @@ def test_the_teacher_as_its_own_student_gets_nothing_from_distillation(pair, rol
     assert view.weights["rkl"].abs().max() < 1e-3 and not view.weights["grpo"].any()
 
 
+def test_the_most_probable_token_has_rank_1(pair, rollouts):
+    view = view_guidance(pair, rollouts)
+    first = view.rollouts.responses == view.student_best
+    assert torch.equal((view.student_ranks == 1) & rollouts.mask, first & rollouts.mask)
+    assert torch.equal((view.teacher_ranks == 1) & rollouts.mask, ~view.differs & rollouts.mask)
+    assert not view.student_ranks[~rollouts.mask].any() and view.student_proposal_ranks[rollouts.mask].min() >= 1
+
+
 def test_viewing_leaves_no_gradient(pair, rollouts):
     view_guidance(pair, rollouts)
     assert all(parameter.grad is None for parameter in pair.student.parameters())
@@ -218,7 +235,16 @@ def test_the_table_has_the_numbers_of_the_view(pair, rollouts, advantages):
     assert frame["token_id"].tolist() == rollouts.responses[2, [1, 0]].tolist()
     assert frame["token"].tolist() == [visible_text(pair.tokenizer, t) for t in frame["token_id"]]
     assert frame["proposal_id"].tolist() == view.teacher_best[2, [1, 0]].tolist()
-    assert frame["student_logprob"].tolist() == view.student_logprobs[2, [1, 0]].tolist()
+    columns = {
+        "student_logprob": view.student_logprobs,
+        "teacher_logprob": view.teacher_logprobs,
+        "student_rank": view.student_ranks,
+        "teacher_rank": view.teacher_ranks,
+        "proposal_student_logprob": view.student_proposal_logprobs,
+        "proposal_student_rank": view.student_proposal_ranks,
+    }
+    for name, values in columns.items():
+        assert frame[name].tolist() == values[2, [1, 0]].tolist(), name
     for name, values in view.quantities().items():
         assert frame[name].tolist() == values[2, [1, 0]].tolist(), name
     assert frame["agreement"].dtype == bool

@@ -90,7 +90,8 @@ class Exploration:
         require_room(pair, list(prompts), max_new_tokens)
         repeats = 1 if rollouts is not None or temperature == 0 else samples
         self._given = None if rollouts is None else _on_device(rollouts, pair.teacher.device)
-        self._unique_prompts = list(prompts)
+        self.prompts = list(prompts)
+        """Texts of the prompts, one for each group of samples or each row of given rollouts."""
         self._prompts = [prompt for prompt in prompts for _ in range(repeats)]
         self._answers = [answer for answer in answers for _ in range(repeats)]
         self.samples, self.max_new_tokens, self.temperature = repeats, max_new_tokens, temperature
@@ -246,7 +247,7 @@ class Exploration:
     def _sample(self, model: PreTrainedModel) -> Rollouts:
         return sample_responses(
             model,
-            self.pair.encode(self._unique_prompts),
+            self.pair.encode(self.prompts),
             self.max_new_tokens,
             self.pair.end_tokens,
             self.pair.pad_token,

@@ -10,6 +10,7 @@ import torch
 
 from .guidance_view import GuidanceView
 from .pairs import Pair
+from .token_text import visible_text
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,31 @@ class ExploredResponse:
     def right_continuations(self) -> int | None:
         """See :class:`BranchPoint`; None for a response that is no branch."""
         return self.branch.right_continuations if self.branch else None
+
+    def summary(self) -> dict[str, object]:
+        """One row of a table of responses.
+
+        ``response`` (its name), ``run``, ``step``, ``prompt``, ``text``, ``answer``, ``reward``, ``length`` in tokens
+        and ``finished``; for a branch ``parent``, ``position``, ``taken`` (the token's text), ``right_continuations``
+        and ``continuations``, None for another response.
+        """
+        branch = self.branch
+        return {
+            "response": self.name,
+            "run": self.run,
+            "step": self.step,
+            "prompt": self.prompt,
+            "text": self.text,
+            "answer": self.answer,
+            "reward": self.reward,
+            "length": self.length,
+            "finished": self.finished,
+            "parent": branch.parent if branch else None,
+            "position": branch.position if branch else None,
+            "taken": visible_text(self.pair.tokenizer, branch.token) if branch else None,
+            "right_continuations": self.right_continuations,
+            "continuations": branch.continuations if branch else None,
+        }
 
     def frame(self, positions: Sequence[int] | None = None) -> pd.DataFrame:
         """Its tokens as a table, see :meth:`GuidanceView.frame`.

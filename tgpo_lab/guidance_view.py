@@ -1,17 +1,7 @@
 """What student and teacher say at every token of some rollouts, and what each method would do there.
 
 Every number that the guidance explorer shows is computed here, with the losses that training uses and without a
-browser. An update is −∂L/∂z at one position, where z are the logits whose softmax is the policy (the student's
-logits divided by the temperature) and L is the method's loss with a normaliser of 1: what a gradient step of size 1
-on the logits themselves would add to them, before the division by the tokens of a batch. With e_v the unit vector of
-token v, d_t = log πθ(y_t) − log πT(y_t), A the group advantage, w the weight and g_t the gate of guidance:
-
-    rkl         −d_t·(e_{y_t} − πθ)
-    exact-rkl   −πθ(v)·(log πθ(v) − log πT(v) − KL(πθ‖πT)) at each v
-    grpo        A·(e_{y_t} − πθ)
-    tgpo        A·(e_{y_t} − πθ) + w·g_t·(e_{y_t^T} − πθ)
-
-They come out of the losses by automatic differentiation; the formulas are what to expect.
+browser.
 """
 
 from __future__ import annotations
@@ -27,15 +17,8 @@ from transformers import PreTrainedModel
 
 from .errors import InputError
 from .guidance import apply_gate
-from .losses import (
-    entropy,
-    group_advantages,
-    guidance_loss,
-    policy_gradient_loss,
-    reverse_kl,
-    reverse_kl_advantage,
-    token_logprobs,
-)
+from .logit_updates import UPDATE_METHODS, logit_updates
+from .losses import entropy, group_advantages, reverse_kl_advantage, token_logprobs
 from .methods import TGPO, make_method
 from .micro_batches import split_rows
 from .pairs import Pair
@@ -44,7 +27,6 @@ from .rollouts import Rollouts
 from .teacher import ask_teacher
 from .token_text import visible_text
 
-UPDATE_METHODS = ("rkl", "exact-rkl", "grpo", "tgpo")
 # An update holds about so many (N, V) tensors at once where a forward pass holds one.
 TENSORS_PER_UPDATE = 8
 
@@ -80,6 +62,14 @@ class GuidanceView:
     """(B, T, K) int64."""
     teacher_top_logprobs: Tensor
     """(B, T, K)."""
+    student_ranks: Tensor
+    """(B, T) int64, rank of the written token among the student's, 1 for its most probable one."""
+    teacher_ranks: Tensor
+    """(B, T) int64, its rank among the teacher's."""
+    student_proposal_logprobs: Tensor
+    """(B, T) log πθ of the teacher's proposal."""
+    student_proposal_ranks: Tensor
+    """(B, T) int64, rank of the teacher's proposal among the student's tokens."""
     updates: Mapping[str, Tensor]
     """Method → (B, T, 1 + 2K): its update at :attr:`listed_tokens`."""
     weights: Mapping[str, Tensor]
@@ -107,7 +97,7 @@ class GuidanceView:
         return (self.rollouts.responses != self.teacher_best) & self.rollouts.mask
 
     def quantities(self) -> dict[str, Tensor]:
-        """Name → (B, T): the quantities by which tokens can be coloured, see :data:`QUANTITIES`."""
+        """Name → (B, T): what tokens can be coloured by, see :data:`tgpo_lab.widgets.quantities.QUANTITIES`."""
         return {
             "token_reward": self.token_rewards,
             "student_surprise": -self.student_logprobs,
@@ -128,7 +118,9 @@ class GuidanceView:
 
         Returns:
             One row a token: ``position``, ``token_id``, ``token``, ``proposal_id``, ``proposal``,
-            ``student_logprob``, ``teacher_logprob`` (nats) and the columns of :meth:`quantities`.
+            ``student_logprob``, ``teacher_logprob`` (nats), ``student_rank``, ``teacher_rank`` (1 is the most
+            probable token), ``proposal_student_logprob``, ``proposal_student_rank`` and the columns of
+            :meth:`quantities`.
 
         Raises:
             InputError: the row or a position does not exist.
@@ -143,6 +135,10 @@ class GuidanceView:
         numbers = {
             "student_logprob": self.student_logprobs,
             "teacher_logprob": self.teacher_logprobs,
+            "student_rank": self.student_ranks,
+            "teacher_rank": self.teacher_ranks,
+            "proposal_student_logprob": self.student_proposal_logprobs,
+            "proposal_student_rank": self.student_proposal_ranks,
             **self.quantities(),
         }
         columns = {name: values[row, positions].tolist() for name, values in numbers.items()}
@@ -157,56 +153,6 @@ class GuidanceView:
                 **columns,
             }
         )
-
-
-def logit_updates(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    tokens: Tensor,
-    advantages: Tensor,
-    guidance_weights: Tensor,
-    teacher_tokens: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """What one step of each method adds to the logits of N positions, see the head of this file.
-
-    Args:
-        student_logits: (N, V) of the policy, already divided by the temperature.
-        teacher_logits: (N, V).
-        tokens: (N,) int64, what was written.
-        advantages: (N,) group advantage of the response that each position is of.
-        guidance_weights: (N,) w·g_t.
-        teacher_tokens: (N,) int64, what the teacher would write; by default its most probable token.
-
-    Returns:
-        A name of :data:`UPDATE_METHODS` → (N, V).
-    """
-    if teacher_tokens is None:
-        teacher_tokens = most_probable(teacher_logits)
-    with torch.enable_grad():
-        logits = student_logits.detach().unsqueeze(0).requires_grad_()  # (1, N, V): losses take rows of positions
-        teacher = teacher_logits.detach().unsqueeze(0)
-        tokens, teacher_tokens = tokens.unsqueeze(0), teacher_tokens.unsqueeze(0)
-        mask = torch.ones_like(tokens, dtype=torch.bool)
-
-        def policy_gradient(rewards: Tensor) -> Tensor:
-            logprobs = token_logprobs(logits, tokens)
-            return policy_gradient_loss(logprobs, logprobs.detach(), rewards, mask, normalizer=1)
-
-        def group_reward() -> Tensor:
-            return policy_gradient(advantages.unsqueeze(0))
-
-        losses = {
-            "rkl": lambda: policy_gradient(
-                reverse_kl_advantage(token_logprobs(logits, tokens), token_logprobs(teacher, tokens))
-            ),
-            "exact-rkl": lambda: reverse_kl(logits, teacher, mask, normalizer=1),
-            "grpo": group_reward,
-            "tgpo": lambda: (
-                group_reward() + guidance_loss(logits, teacher_tokens, mask, 1, guidance_weights.unsqueeze(0))
-            ),
-        }
-        # One method after the other: a whole-vocabulary gradient of each is alive only while it is needed.
-        return {name: -torch.autograd.grad(loss(), logits)[0].squeeze(0) for name, loss in losses.items()}
 
 
 def advantages_by_prompt(rollouts: Rollouts, rewards: Tensor) -> Tensor:
@@ -299,6 +245,10 @@ def view_guidance(
         student_top_logprobs=numbers(top_k),
         teacher_top_tokens=answers.top_tokens,
         teacher_top_logprobs=answers.top_logprobs,
+        student_ranks=numbers().long(),
+        teacher_ranks=numbers().long(),
+        student_proposal_logprobs=numbers(),
+        student_proposal_ranks=numbers().long(),
         updates={name: numbers(1 + 2 * top_k) for name in UPDATE_METHODS},
         weights={name: numbers() for name in UPDATE_METHODS},
     )
@@ -312,18 +262,27 @@ def view_guidance(
             logits = project_to_vocabulary(model, hidden, pair.vocabulary_size) / temperature  # (N, V)
             kept = answers.hidden[answers.hidden_index[row, step]]
             teacher = project_to_vocabulary(pair.teacher, kept, pair.vocabulary_size)  # (N, V)
-            written = rollouts.responses[row, step]
+            written, proposed = rollouts.responses[row, step], answers.tokens[row, step]
             view.student_logprobs[row, step] = token_logprobs(logits, written)
             view.student_entropy[row, step] = entropy(logits)
             view.teacher_entropy[row, step] = entropy(teacher)
             view.student_best[row, step] = most_probable(logits)
             top = logits.log_softmax(-1).topk(top_k)
             view.student_top_logprobs[row, step], view.student_top_tokens[row, step] = top
+            view.student_ranks[row, step] = _ranks(logits, written)
+            view.teacher_ranks[row, step] = _ranks(teacher, written)
+            view.student_proposal_logprobs[row, step] = token_logprobs(logits, proposed)
+            view.student_proposal_ranks[row, step] = _ranks(logits, proposed)
             listed = view.listed_tokens[row, step]
             guidance = weight * gate[row, step]
-            moves = logit_updates(logits, teacher, written, advantages[row], guidance, answers.tokens[row, step])
+            moves = logit_updates(logits, teacher, written, advantages[row], guidance, proposed)
             for name, move in moves.items():
                 view.updates[name][row, step] = move.gather(-1, listed)
                 direction = move.gather(-1, written.unsqueeze(-1)).squeeze(-1)
                 view.weights[name][row, step] = move.norm(dim=-1).copysign(direction)
     return view
+
+
+def _ranks(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Ranks of (N,) tokens among the (N, V) logits, 1 for the largest."""
+    return 1 + (logits > logits.gather(-1, tokens.unsqueeze(-1))).sum(-1)

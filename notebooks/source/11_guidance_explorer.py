@@ -6,8 +6,8 @@
 #
 # **Minutes.** 1 to run on two cores, 20 to work through.
 #
-# **Prerequisites.** [08](08_tgpo.ipynb). Run the notebook: a saved page shows a table in place of the explorer, and
-# pictures in place of the panels.
+# **Prerequisites.** [08](08_tgpo.ipynb). Run the notebook: a saved page shows the tokens alone in place of the explorer,
+# and tables in place of the panels.
 
 # %%
 import shutil
@@ -141,7 +141,7 @@ schedule_panel(runs["TGPO"])
 # | what | in the library |
 # |---|---|
 # | log πT(y_t) − log πθ(y_t), proposals, weights of each method | `guidance_view.view_guidance`, as a table `view.frame` |
-# | one update −∂L/∂z at a position | `guidance_view.logit_updates` |
+# | one update −∂L/∂z at a position | `logit_updates.logit_updates` |
 # | take a token, go on from it | `GuidanceExplorer.take_token`, without a widget `exploration.Exploration` |
 # | all of it, on the page | `widgets.GuidanceExplorer`, [docs/explorer.md](../docs/explorer.md) |
 #

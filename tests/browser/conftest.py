@@ -1,16 +1,10 @@
-"""JupyterLab on the loopback and a headless Chromium that visits it. Only `make test-browser` comes here.
+"""Jupyter on the loopback and a headless Chromium that visits it. Only `make test-browser` comes here.
 
 Everything that Jupyter writes goes to temporary folders. Screenshots are kept in runs/browser, to be looked at.
 """
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,17 +12,17 @@ from urllib.parse import urlparse
 
 import nbformat
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
 from tgpo_lab.pairs import load_pair
 from tgpo_lab.widgets import GuidanceExplorer
 
-ROOT = Path(__file__).parents[2]
+from .hosts import PAGES, PATIENCE, ROOT, running
+
 SHOTS = ROOT / "runs" / "browser"
 CHROMIUM = os.environ.get("CHROMIUM") or next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
-PATIENCE = 60  # seconds; the machine may be busy
 expect.set_options(timeout=1000 * PATIENCE)
 
 SETUP = """
@@ -66,30 +60,38 @@ print("saved", explorer.save_html("saved.html"))
 
 @dataclass
 class Visit:
-    """A page and what went wrong on it."""
+    """A page, what it asked for and what went wrong on it."""
 
     page: Page
+    host: str = ""
     errors: list[str] = field(default_factory=list)
-    strangers: list[str] = field(default_factory=list)
-    """Addresses beyond the loopback that something asked for."""
+    asked: list[str] = field(default_factory=list)
+    """Every address that the page asked for."""
+
+    @property
+    def strangers(self) -> list[str]:
+        """Addresses beyond the loopback among them."""
+        found = [urlparse(url) for url in self.asked]
+        return [a.geturl() for a in found if a.scheme in ("http", "https", "ws", "wss") and a.hostname != "127.0.0.1"]
+
+    def cell(self, number: int) -> Locator:
+        """A code cell, scrolled into sight."""
+        found = self.page.locator(".jp-CodeCell").nth(number)
+        found.scroll_into_view_if_needed()
+        return found
 
     def shot(self, name: str, **options) -> None:
         """Keep a screenshot."""
         SHOTS.mkdir(parents=True, exist_ok=True)
+        name = "-".join(filter(None, [self.host, name]))
         self.page.screenshot(path=SHOTS / f"{name}.png", **options)
 
 
-def watched(context: BrowserContext) -> Visit:
+def watched(context: BrowserContext, host: str = "") -> Visit:
     """A new page whose console and requests are watched."""
-    visit = Visit(context.new_page())
+    visit = Visit(context.new_page(), host)
     visit.page.set_default_timeout(1000 * PATIENCE)
-
-    def request(asked) -> None:
-        address = urlparse(asked.url)
-        if address.scheme in ("http", "https", "ws", "wss") and address.hostname != "127.0.0.1":
-            visit.strangers.append(asked.url)
-
-    visit.page.on("request", request)
+    visit.page.on("request", lambda asked: visit.asked.append(asked.url))
     visit.page.on("console", lambda line: visit.errors.append(line.text) if line.type == "error" else None)
     visit.page.on("pageerror", lambda error: visit.errors.append(str(error)))
     return visit
@@ -108,18 +110,30 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def folder(tmp_path_factory) -> Path:
+def explored() -> GuidanceExplorer:
+    """An explorer with a branch, as a notebook leaves it."""
+    explorer = GuidanceExplorer(load_pair("far"), "91+47+11=", samples=2)
+    explorer.take_token(0)
+    return explorer
+
+
+@pytest.fixture(scope="session", params=list(PAGES))
+def host(request) -> str:
+    """Name of a host that runs for real."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def folder(host, explored, tmp_path_factory) -> Path:
     """The notebooks' folder, with the notebook that the tests run."""
-    folder = tmp_path_factory.mktemp("notebooks")
+    folder = tmp_path_factory.mktemp(f"notebooks-{host}")
     cells = [SETUP, RUNS, HOSTILE, *PANELS, STATE]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, folder / "explore.ipynb")
 
-    # A saved notebook without widget state, as GitHub or a new JupyterLab gets it.
-    explorer = GuidanceExplorer(load_pair("far"), "91+47+11=", samples=2)
-    explorer.take_token(0)
-    data, _ = explorer._repr_mimebundle_()
+    # A saved notebook without widget state, as GitHub or a new Jupyter gets it.
+    data, _ = explored._repr_mimebundle_()
     saved = nbformat.v4.new_code_cell("explorer", execution_count=1)
     saved.outputs = [nbformat.v4.new_output("execute_result", data=data, execution_count=1)]
     nbformat.write(nbformat.v4.new_notebook(cells=[saved], metadata=notebook.metadata), folder / "saved.ipynb")
@@ -127,57 +141,31 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def lab(folder, tmp_path_factory) -> Iterator[str]:
-    """Address of a JupyterLab."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    home = tmp_path_factory.mktemp("jupyter")
-    folders = ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_SETTINGS_DIR",
-               "JUPYTERLAB_WORKSPACES_DIR", "IPYTHONDIR")  # fmt: skip
-    environment = os.environ | {name: str(home / name.lower()) for name in folders}
-    environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    # Otherwise a question about news covers a corner of the page.
-    settings = home / "jupyterlab_settings_dir" / "@jupyterlab" / "apputils-extension"
-    settings.mkdir(parents=True)
-    (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false"}')
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-        "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=",
-        f"--ServerApp.root_dir={folder}", "--ServerApp.disable_check_xsrf=True", "--LabApp.news_url=None",
-        "--LabApp.extension_manager=readonly", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
-    ]  # fmt: skip
-    log = home / "log.txt"
-    with log.open("w") as output:
-        server = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    address = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(2 * PATIENCE):
-            if server.poll() is not None:
-                pytest.fail(f"JupyterLab did not start:\n{log.read_text()[-2000:]}")
-            try:
-                urllib.request.urlopen(f"{address}/api/status", timeout=1)
-                break
-            except OSError:
-                time.sleep(0.5)
-        yield address
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+def address(host, folder, tmp_path_factory) -> Iterator[str]:
+    """Where the host is found."""
+    with running(host, folder, tmp_path_factory.mktemp(f"home-{host}")) as found:
+        yield found
+
+
+def wait_for_kernel(page: Page, address: str) -> None:
+    """Until a kernel is idle and connected: before, JupyterLab would ask for one."""
+    for _ in range(2 * PATIENCE):
+        sessions = page.request.get(f"{address}/api/sessions").json()
+        if any(s["kernel"]["execution_state"] == "idle" and s["kernel"]["connections"] for s in sessions):
+            return
+        page.wait_for_timeout(500)
+    pytest.fail(f"No kernel was ready within {PATIENCE} s.")
 
 
 @pytest.fixture(scope="session")
-def visit(browser, lab) -> Iterator[Visit]:
-    """The notebook in JupyterLab, with all its cells run."""
+def visit(browser, host, address) -> Iterator[Visit]:
+    """The notebook in the host, with all its cells run."""
     context = browser.new_context(viewport={"width": 1280, "height": 1100}, color_scheme="light")
-    visit = watched(context)
+    visit = watched(context, host)
     page = visit.page
-    page.goto(f"{lab}/lab/tree/explore.ipynb?reset")
-    page.locator('.jp-Notebook-ExecutionIndicator[data-status="idle"]').wait_for()
+    page.goto(f"{address}/{PAGES[host].format('explore.ipynb')}")
+    page.locator(".jp-CodeCell").first.wait_for()
+    wait_for_kernel(page, address)
     first, last = (getattr(page.locator(".jp-CodeCell"), end).locator(".jp-InputPrompt") for end in ("first", "last"))
     try:
         for _ in range(5):
@@ -189,6 +177,6 @@ def visit(browser, lab) -> Iterator[Visit]:
                 break
         expect(last).to_contain_text(f"[{3 + len(PANELS) + 1}]", timeout=4000 * PATIENCE)
     finally:
-        visit.shot("lab-all-cells-run")
+        visit.shot("all-cells-run")
     yield visit
     context.close()

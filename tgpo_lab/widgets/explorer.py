@@ -10,17 +10,14 @@ import pandas as pd
 import traitlets
 
 from ..errors import InputError
-from ..exploration import Exploration
 from ..explored_response import ExploredResponse
 from ..files import require_writable_folder, write_text
 from ..pairs import Pair
-from ..student_history import StudentHistory
+from ..token_text import token_of_text
 from .pages import fallback_page, module_source, standalone_page, style_source
 from .quantities import BY_NAME, scaled_quantities
 from .scene import build_scene
-from .sources import Source, answers_of, resolve_source
-
-DEFAULT_LIMIT, DEFAULT_TEMPERATURE = 80, 1.0
+from .sources import Source, explore, title_of
 
 
 class GuidanceExplorer(anywidget.AnyWidget):
@@ -91,40 +88,25 @@ class GuidanceExplorer(anywidget.AnyWidget):
         Raises:
             InputError: nothing to look at, no run there, a damaged checkpoint, impossible numbers.
         """
-        histories, prompts, rollouts = resolve_source(pair, source)
-        config = histories[0].config
-        if prompt is not None:
-            if prompts or rollouts is not None:
-                raise InputError("prompt= goes with the folder of a run; here the prompts are given already.")
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        known = answers_of(pair, histories[0])
-        if not prompts and rollouts is None:
-            if not known:
-                raise InputError(f"{histories[0].label} has no prompts of its own. Give prompt=…")
-            prompts = [next(iter(known))]
-        asked = prompts or pair.tokenizer.batch_decode(rollouts.prompts)
-        answers = [known.get(text) for text in asked] if answer is None else answer
-        self._exploration = Exploration(
+        self._exploration = explore(
             pair,
-            histories,
-            prompts,
-            [answers] if isinstance(answers, str) else list(answers),
-            rollouts=rollouts,
+            source,
+            prompt=prompt,
+            answer=answer,
             samples=samples,
-            max_new_tokens=max_new_tokens or (config.max_new_tokens if config else DEFAULT_LIMIT),
-            temperature=temperature
-            if temperature is not None
-            else (config.temperature if config else DEFAULT_TEMPERATURE),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
             top_k=top_k,
-            reward=reward or (config.reward if config else "marked_answer"),
+            reward=reward,
             seed=seed,
         )
         self._written_at: int | None = None
-        self._title = _title(histories, asked)
+        self._title = title_of(self._exploration)
         first = self.steps[0]
         shown = self._exploration.responses(first)
         self._quantities = scaled_quantities({id(found.view): found.view for found in shown}.values())
-        starts = [next(found.name for found in shown if found.run == run) for run in range(len(histories))]
+        runs = range(len(self._exploration.histories))
+        starts = [next(found.name for found in shown if found.run == run) for run in runs]
         super().__init__(scene=self._scene(first), step=first, opened=starts, fresh=self._exploration.samples_anew)
         self.observe(self._show_step, "step")
         self.observe(self._change_fresh, "fresh")
@@ -170,7 +152,7 @@ class GuidanceExplorer(anywidget.AnyWidget):
         """
         parent = response or self.opened[0]
         if isinstance(token, str):
-            token = _single_token(self._exploration.pair, token)
+            token = token_of_text(self._exploration.pair.tokenizer, token)
         branch = self._exploration.take_token(parent, position, token, step=self.step, written_at=self._written_at)
         opened = [name for name in self.opened if name != branch.name]
         place = opened.index(parent) + 1 if parent in opened else len(opened)
@@ -196,23 +178,13 @@ class GuidanceExplorer(anywidget.AnyWidget):
         return frame
 
     def responses_frame(self) -> pd.DataFrame:
-        """One row for each response of the step shown: name, run, step, prompt, text, answer, reward and length."""
-        return pd.DataFrame(
-            [
-                {
-                    "response": found.name,
-                    "run": self._exploration.histories[found.run].label,
-                    "step": found.step,
-                    "prompt": found.prompt,
-                    "text": found.text,
-                    "answer": found.answer,
-                    "reward": found.reward,
-                    "length": found.length,
-                    "finished": found.finished,
-                }
-                for found in self.responses
-            ]
-        )
+        """One row for each response of the step shown, see :meth:`ExploredResponse.summary`.
+
+        Compare branches here: ``parent``, ``position``, ``taken`` and ``right_continuations`` say where one leaves
+        which response with which token, and how many of its ``continuations`` were right.
+        """
+        labels = [history.label for history in self._exploration.histories]
+        return pd.DataFrame([{**found.summary(), "run": labels[found.run]} for found in self.responses])
 
     def save_html(self, path: str | Path, *, every_step: bool = True) -> Path:
         """Write one HTML file that works without a kernel and without a network, whole or not at all.
@@ -258,6 +230,13 @@ class GuidanceExplorer(anywidget.AnyWidget):
             kept = ", ".join(map(str, self.steps))
             raise traitlets.TraitError(f"step must be one of those that were kept ({kept}), not {proposal['value']}.")
         return proposal["value"]
+
+    @traitlets.validate("opened")
+    def _check_opened(self, proposal: traitlets.Bunch) -> list[str]:
+        names, there = proposal["value"], [entry["name"] for entry in self.scene["responses"]]
+        if not names or not set(names) <= set(there):
+            raise traitlets.TraitError(f"opened must name one or more of {', '.join(there)}, but is {names}.")
+        return names
 
     @traitlets.validate("fresh")
     def _check_fresh(self, proposal: traitlets.Bunch) -> bool:
@@ -310,16 +289,3 @@ class GuidanceExplorer(anywidget.AnyWidget):
             can_sample=exploration.samples_anew,
             can_undo=bool(exploration.branches),
         )
-
-
-def _single_token(pair: Pair, text: str) -> int:
-    ids = pair.tokenizer(text, add_special_tokens=False)["input_ids"]
-    if len(ids) != 1:
-        raise InputError(f"{text!r} is {len(ids)} tokens, not one. Give the id or the text of a single token.")
-    return ids[0]
-
-
-def _title(histories: Sequence[StudentHistory], prompts: Sequence[str]) -> str:
-    runs = " and ".join(history.label for history in histories)
-    more = f" and {len(set(prompts)) - 1} more prompts" if len(set(prompts)) > 1 else ""
-    return f"{runs}: {prompts[0][:60]!r}{more}"

@@ -83,15 +83,12 @@ def kl_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def kl_panel(
-    student: Sequence[float] = START_STUDENT, teacher: Sequence[float] = START_TEACHER, *, dark: bool = False
-) -> Panel:
+def kl_panel(student: Sequence[float] = START_STUDENT, teacher: Sequence[float] = START_TEACHER) -> Panel:
     """Drag the weights of student and teacher and watch the two divergences.
 
     Args:
         student: weights to begin with, one slider each.
         teacher: as many.
-        dark: for a dark page.
 
     Raises:
         InputError: as :func:`two_kls`.
@@ -109,4 +106,4 @@ def kl_panel(
         reverse, forward, table = two_kls([s.value for s in ours], [s.value for s in theirs])
         return table, f"reverse KL(πθ‖πT) {reverse:.3f} nats, forward KL(πT‖πθ) {forward:.3f} nats"
 
-    return Panel([*ours, *theirs], compute, kl_figure, "Two divergences", dark=dark)
+    return Panel([*ours, *theirs], compute, kl_figure, "Two divergences")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -58,17 +59,19 @@ def standalone_page(title: str, state: Mapping[str, object], scenes: Mapping[int
 def fallback_page(scene: Mapping[str, object], quantity: str, opened: list[str]) -> str:
     """HTML without script: tokens, colours, legend and proposals of the open responses; the same input, the same text.
 
-    Colours stand in each element, because many hosts drop style sheets. Proposals are superscripts: JupyterLab drops
-    the elements of ruby text from a notebook that is not trusted.
+    Colours stand in each element, because many hosts drop style sheets. GitHub drops the styles of elements, too: for
+    it there is a small picture of the colour before each token, which those styles hide elsewhere. Proposals are
+    superscripts: JupyterLab drops the elements of ruby text from a notebook that is not trusted.
     """
     by_name = {response["name"]: response for response in scene["responses"]}
     found = next(Quantity(**q) for q in scene["quantities"] if q["name"] == quantity)
     return _PAGES.get_template("fallback.html").render(
         scene=scene,
         quantity=found,
-        legend=[(value, _style(found, value)) for value in legend_values(found)],
+        legend=[(value, _style(found, value), _swatch(found, value)) for value in legend_values(found)],
         responses=[by_name[name] for name in opened if name in by_name],
         style=lambda value: _style(found, float(value)),
+        swatch=lambda value: _swatch(found, float(value)),
         limit=FALLBACK_TOKENS,
         number=_number,
     )
@@ -85,6 +88,13 @@ def legend_values(quantity: Quantity) -> list[float]:
 def _style(quantity: Quantity, value: float) -> str:
     background, text = cell_colors(place_on_scale(quantity, value))
     return f"background-color:{background};color:{text}"
+
+
+def _swatch(quantity: Quantity, value: float) -> str:
+    """A picture of one pixel in the value's colour: a GIF, the smallest that every browser shows, as data URL."""
+    color = bytes.fromhex(cell_colors(place_on_scale(quantity, value))[0][1:])
+    head, pixel = b"GIF89a\1\0\1\0\x80\0\0", b"\0\0\0,\0\0\0\0\1\0\1\0\0\2\2D\1\0;"
+    return "data:image/gif;base64," + base64.b64encode(head + color + pixel).decode()
 
 
 def _number(value: float | str) -> str:

@@ -13,9 +13,9 @@ import numpy as np
 from torch import Tensor
 
 from ..explored_response import ExploredResponse
-from ..guidance_view import UPDATE_METHODS
+from ..logit_updates import UPDATE_METHODS
 from ..token_colors import palette
-from ..token_text import visible_text
+from ..token_text import printable_text, visible_text
 from .quantities import Quantity, as_plain
 
 COMPARED_TOKENS = 8
@@ -53,7 +53,7 @@ def build_scene(
         "fresh": fresh,
         "can_sample": can_sample,
         "can_undo": can_undo,
-        "runs": list(run_labels),
+        "runs": [printable_text(label) for label in run_labels],
         "quantities": [as_plain(quantity) for quantity in quantities],
         "methods": [[name, METHOD_LABELS[name]] for name in UPDATE_METHODS],
         "palettes": {"light": palette(), "dark": palette(dark=True)},
@@ -105,8 +105,8 @@ def _entry(response: ExploredResponse, quantities: Sequence[Quantity], texts: di
         "run": response.run,
         "step": response.step,
         "label": name_label(response.name),
-        "prompt": response.prompt,
-        "answer": response.answer,
+        "prompt": printable_text(response.prompt),
+        "answer": None if response.answer is None else printable_text(response.answer),
         "reward": response.reward,
         "finished": response.finished,
         "temperature": view.temperature,
@@ -126,6 +126,9 @@ def _entry(response: ExploredResponse, quantities: Sequence[Quantity], texts: di
         "best": best,
         "columns": {q.name: rounded(columns[q.name][row, :length]) for q in quantities},
         "logprobs": [rounded(v[row, :length]) for v in (view.student_logprobs, view.teacher_logprobs)],
+        "ranks": [v[row, :length].tolist() for v in (view.student_ranks, view.teacher_ranks)],
+        "proposal_logprobs": rounded(view.student_proposal_logprobs[row, :length]),
+        "proposal_ranks": view.student_proposal_ranks[row, :length].tolist(),
         "top": [student_top, teacher_top],
         "top_logprobs": [rounded(v[row, :length]) for v in (view.student_top_logprobs, view.teacher_top_logprobs)],
         "compared": compared,

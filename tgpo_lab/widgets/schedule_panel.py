@@ -78,12 +78,11 @@ def schedule_figure(table: pd.DataFrame, step: int | None = None) -> Figure:
     return figure
 
 
-def schedule_panel(run: str | os.PathLike | RunResult, *, dark: bool = False) -> Panel:
+def schedule_panel(run: str | os.PathLike | RunResult) -> Panel:
     """Move along a run's steps, and lay another schedule over its own.
 
     Args:
         run: the folder of a run, or its result.
-        dark: for a dark page.
 
     Raises:
         InputError: no run there, or one without a step.
@@ -112,4 +111,4 @@ def schedule_panel(run: str | os.PathLike | RunResult, *, dark: bool = False) ->
         numbers = ", ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in here.items())
         return table, fault or f"step {place.value}: {numbers}"
 
-    return Panel([place, other], compute, lambda table: schedule_figure(table, place.value), "A schedule", dark=dark)
+    return Panel([place, other], compute, lambda table: schedule_figure(table, place.value), "A schedule")

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from ..guidance_view import UPDATE_METHODS, logit_updates
+from ..logit_updates import UPDATE_METHODS, logit_updates
 from .panel import Panel, slider
 from .scene import METHOD_LABELS
 
@@ -41,7 +41,7 @@ def softmax_updates(
 
     Returns:
         For each token ``student`` and ``teacher`` (probabilities, the student's at the temperature) and one column for
-        each of :data:`tgpo_lab.guidance_view.UPDATE_METHODS`, from :func:`tgpo_lab.guidance_view.logit_updates`.
+        each of :data:`tgpo_lab.logit_updates.UPDATE_METHODS`, from :func:`tgpo_lab.logit_updates.logit_updates`.
 
     Raises:
         InputError: a probability outside (0, 1), a temperature or weight that cannot be, or no such token.
@@ -107,7 +107,7 @@ def softmax_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def softmax_panel(*, dark: bool = False) -> Panel:
+def softmax_panel() -> Panel:
     """Move the student's probability of the teacher's token, the temperature, w and the advantage.
 
     All updates have one scale. Look for what RKL and exact RKL do as that probability goes to 0, and what TGPO does.
@@ -134,4 +134,4 @@ def softmax_panel(*, dark: bool = False) -> Panel:
         return table, ""
 
     controls = [probability, temperature, weight, advantage, written]
-    return Panel(controls, compute, softmax_figure, "One softmax position", dark=dark)
+    return Panel(controls, compute, softmax_figure, "One softmax position")

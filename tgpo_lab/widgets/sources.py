@@ -7,13 +7,72 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
+from ..exploration import Exploration
 from ..pairs import Pair
 from ..prompts import known_answers, load_prompts
 from ..rollouts import Rollouts
 from ..runs import RunResult
 from ..student_history import StudentHistory
 
+DEFAULT_LIMIT, DEFAULT_TEMPERATURE, DEFAULT_REWARD = 80, 1.0, "marked_answer"
+
 Source = str | Sequence[str] | os.PathLike | RunResult | Rollouts | Mapping[str, str | os.PathLike | RunResult]
+
+
+def explore(
+    pair: Pair,
+    source: Source,
+    *,
+    prompt: str | Sequence[str] | None = None,
+    answer: str | Sequence[str | None] | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+    reward: str | None = None,
+    **options: object,
+) -> Exploration:
+    """What :class:`~tgpo_lab.widgets.GuidanceExplorer` looks at; its constructor explains the arguments.
+
+    Whatever is not given is taken from the run; without a run it is a constant above.
+
+    Raises:
+        InputError: nothing to look at, no run there, or impossible numbers.
+    """
+    histories, prompts, rollouts = resolve_source(pair, source)
+    if prompt is not None:
+        if prompts or rollouts is not None:
+            raise InputError("prompt= goes with the folder of a run; here the prompts are given already.")
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    known = answers_of(pair, histories[0])
+    if not prompts and rollouts is None:
+        if not known:
+            raise InputError(f"{histories[0].label} has no prompts of its own. Give prompt=…")
+        prompts = [next(iter(known))]
+    if answer is None:
+        answer = [known.get(text) for text in prompts or pair.tokenizer.batch_decode(rollouts.prompts)]
+    config = histories[0].config
+    if max_new_tokens is None:
+        max_new_tokens = config.max_new_tokens if config else DEFAULT_LIMIT
+    if temperature is None:
+        temperature = config.temperature if config else DEFAULT_TEMPERATURE
+    return Exploration(
+        pair,
+        histories,
+        prompts,
+        [answer] if isinstance(answer, str) else list(answer),
+        rollouts=rollouts,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        reward=reward or (config.reward if config else DEFAULT_REWARD),
+        **options,
+    )
+
+
+def title_of(exploration: Exploration) -> str:
+    """The runs and the first prompt, in one line."""
+    runs = " and ".join(history.label for history in exploration.histories)
+    first, *others = dict.fromkeys(exploration.prompts)
+    more = f" and {len(others)} more prompts" if others else ""
+    return f"{runs}: {first[:60]!r}{more}"
 
 
 def resolve_source(pair: Pair, source: Source) -> tuple[list[StudentHistory], list[str], Rollouts | None]:

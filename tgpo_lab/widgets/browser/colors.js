@@ -46,10 +46,12 @@ function hostTheme(element) {
   const body = document.body;
   if (body.dataset.jpThemeLight) return body.dataset.jpThemeLight === "false" ? "dark" : "light";
   const kind = body.dataset.vscodeThemeKind || body.className;
-  if (/vscode-(dark|high-contrast(?!-light))/.test(kind)) return "dark";
-  if (/vscode-(light|high-contrast-light)/.test(kind)) return "light";
-  const named = document.documentElement.getAttribute("theme") || document.documentElement.dataset.theme;
-  if (named === "dark" || named === "light") return named;
+  if (/vscode-(high-contrast-)?light/.test(kind)) return "light"; // its class list has vscode-high-contrast as well
+  if (/vscode-(dark|high-contrast)/.test(kind)) return "dark";
+  const { documentElement: page } = document;
+  // Colab: html[theme=dark] is what its developers promise; nothing is promised for its light theme.
+  if (page.hasAttribute("theme") || window.google?.colab) return page.getAttribute("theme") === "dark" ? "dark" : "light";
+  if (["dark", "light"].includes(page.dataset.theme)) return page.dataset.theme;
   for (let node = element; node; node = node.parentElement) {
     const found = getComputedStyle(node).backgroundColor.match(/[\d.]+/g);
     if (found && (found.length < 4 || Number(found[3]) > 0.5)) {
@@ -60,6 +62,11 @@ function hostTheme(element) {
   return matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
 }
 
+/** Whether the host or the system asks for high contrast. */
+function highContrast() {
+  return /high-contrast/.test(document.body.dataset.vscodeThemeKind ?? "") || matchMedia("(prefers-contrast: more)").matches;
+}
+
 /** Call back when the theme may have changed; returns the function that stops it. */
 function watchTheme(callback) {
   const observer = new MutationObserver(callback);
@@ -67,11 +74,11 @@ function watchTheme(callback) {
   for (const node of [document.documentElement, document.body]) {
     observer.observe(node, { attributes: true, attributeFilter: attributes });
   }
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  system.addEventListener("change", callback);
+  const system = ["(prefers-color-scheme: dark)", "(prefers-contrast: more)"].map((query) => matchMedia(query));
+  for (const query of system) query.addEventListener("change", callback);
   return () => {
     observer.disconnect();
-    system.removeEventListener("change", callback);
+    for (const query of system) query.removeEventListener("change", callback);
   };
 }
 

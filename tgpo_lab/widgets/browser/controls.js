@@ -10,12 +10,12 @@ function controlBar(ctx, model) {
   const step = labelled("Step", slider);
   const shown = make("output", { class: "step-shown" });
   step.append(shown);
-  const play = make("button", { type: "button", class: "play", "aria-pressed": "false", text: "Play" });
+  const play = make("button", { type: "button", class: "play", text: "Play" });
   const fresh = make("input", { type: "checkbox" });
   const freshLabel = make("label", { class: "check", title: "Off: the responses that are shown now are judged by the student of every step." }, fresh, "new responses at each step");
   const beside = make("button", { type: "button", text: "Open another beside" });
   const undo = make("button", { type: "button", text: "Undo branch" });
-  const element = make("div", { class: "controls", role: "toolbar", "aria-label": "Guidance explorer" }, quantity, view, sort, step, play, freshLabel, beside, undo);
+  const element = make("div", { class: "controls", role: "group", "aria-label": "Guidance explorer" }, quantity, view, sort, step, play, freshLabel, beside, undo);
   let timer = null;
 
   const set = (name, value) => {
@@ -41,14 +41,12 @@ function controlBar(ctx, model) {
     if (ctx.scene.step === steps[steps.length - 1]) ctx.goTo(steps[0]);
     timer = setInterval(advance, PLAY_PAUSE);
     play.textContent = "Pause";
-    play.setAttribute("aria-pressed", "true");
   }
 
   function stop() {
     clearInterval(timer);
     timer = null;
     play.textContent = "Play";
-    play.setAttribute("aria-pressed", "false");
   }
 
   function advance() {

@@ -5,8 +5,7 @@ let explorers = 0;
 function render({ model, el }) {
   explorers += 1;
   const id = `tgpo-explorer-${explorers}-${Math.random().toString(36).slice(2, 8)}`;
-  // JupyterLab's shortcuts would act on the notebook while keys are meant for a token.
-  const root = make("div", { class: "tgpo-explorer", id, "data-lm-suppress-shortcuts": "true" });
+  const root = make("div", { class: "tgpo-explorer", id });
   const levels = make("style");
   const legendBox = make("div", { class: "legend-box" });
   const cardsBox = make("div", { class: "cards" });
@@ -20,6 +19,7 @@ function render({ model, el }) {
   let theme = "light";
   let awaitedBranch = false;
   let drawing = false;
+  let selecting = false;
 
   const ctx = {
     id,
@@ -72,7 +72,7 @@ function render({ model, el }) {
     pointed = { name, position };
     const { positions } = ctx.selection();
     if (!positions.length) detail.show(ctx.find(name), position, false);
-    if (aloud) say(spokenToken(ctx, ctx.find(name), position));
+    if (aloud) say(spokenDetail(ctx, ctx.find(name), position));
   }
 
   function drawSelection() {
@@ -82,7 +82,7 @@ function render({ model, el }) {
     if (response && positions.length) {
       const position = positions[positions.length - 1];
       detail.show(response, position, true);
-      say(`Locked. ${spokenToken(ctx, response, position)}`);
+      say(`Locked: token ${position + 1}. ${spokenDetail(ctx, response, position)}`);
     } else if (pointed && ctx.find(pointed.name)?.tokens.length > pointed.position) {
       detail.show(ctx.find(pointed.name), pointed.position, false);
     } else {
@@ -162,7 +162,18 @@ function render({ model, el }) {
     });
   }
 
+  /** Once, although name and positions change one after the other. */
+  function drawSelectionSoon() {
+    if (selecting) return;
+    selecting = true;
+    queueMicrotask(() => {
+      selecting = false;
+      if (!drawing && model.get("view") === "tokens") drawSelection();
+    });
+  }
+
   function drawTheme() {
+    root.dataset.contrast = highContrast() ? "more" : "normal";
     const found = hostTheme(root.parentElement ?? document.body);
     if (found === root.dataset.theme) return;
     theme = root.dataset.theme = found;
@@ -192,12 +203,15 @@ function render({ model, el }) {
       for (const card of cards) card.recolor();
       if (model.get("view") === "heatmap") drawHeatmap();
     },
-    "change:selected_positions": drawSelection,
-    "change:selected_response": drawSelection,
+    "change:selected_positions": drawSelectionSoon,
+    "change:selected_response": drawSelectionSoon,
     "change:message": drawMessage,
   };
   for (const [event, listener] of Object.entries(listeners)) model.on(event, listener);
+  // The host's shortcuts would act on the notebook while keys are meant for a token. JupyterLab looks at a key after the
+  // page has; Notebook 7 before, and its shortcuts are for the element that has the focus: there that one must say so.
   root.addEventListener("keydown", (event) => event.stopPropagation());
+  root.addEventListener("focusin", (event) => event.target.setAttribute("data-lm-suppress-shortcuts", "true"));
   const stopWatching = watchTheme(drawTheme);
   const resized = new ResizeObserver(() => {
     drawTheme(); // only now it is in the page and has a background behind it

@@ -27,7 +27,7 @@ function heatmapView(ctx, sort, onOpen, onStatus) {
     canvas.addEventListener("pointermove", (event) => {
       const box = canvas.getBoundingClientRect();
       const position = Math.floor(((event.clientX - box.left) / box.width) * response.tokens.length);
-      if (position >= 0 && position < response.tokens.length) onStatus(`${rowTitle(ctx, response)}. ${spokenToken(ctx, response, position)}`, false);
+      if (position >= 0 && position < response.tokens.length) onStatus(`${rowTitle(ctx, response)}. ${spokenToken(ctx, response, position)} ${spokenValue(ctx, response, position)}.`, false);
     });
     list.append(row);
     return { row, canvas, response };

@@ -1,5 +1,7 @@
 // A card with one response, token by token.
 
+const SPOKEN_TOKENS = 3; // of each list, for those who hear it
+
 /**
  * ctx: what all parts share
  *   scene, quantity(), live            what is shown
@@ -94,10 +96,10 @@ function tokenCard(ctx, response, others, onChoose, onClose) {
     else if (key === "ArrowUp") next = onNextLine(tokens, active, -1);
     else if (key === "Home") next = 0;
     else if (key === "End") next = tokens.length - 1;
-    else if (key === "d" || key === "D") next = nextDifference(response, active, key === "D" ? -1 : 1);
-    else if (key === "Enter" || key === " ") toggle(active, event.shiftKey, false);
+    else if (key.toLowerCase() === "d") next = nextDifference(response, active, event.shiftKey ? -1 : 1);
+    else if (key === "Enter" || key === " ") toggle(active, event.shiftKey, key === " ");
     else if (key === "Escape") ctx.select(response.name, []);
-    else if (key === "t") ctx.take(response.name, active, response.best[active]);
+    else if (key.toLowerCase() === "t") ctx.take(response.name, active, response.best[active]);
     else return;
     event.preventDefault();
     if (next < 0 || next >= tokens.length) return;
@@ -188,7 +190,7 @@ function rewardBadge(response) {
 
 function facts(ctx, response) {
   const line = make("p", { class: "facts" });
-  line.append("Prompt ", make("code", { text: visible(response.prompt) }));
+  line.append("Prompt ", make("code", { text: shortened(response.prompt) }));
   if (response.answer !== null) line.append(" · right answer ", make("code", { text: response.answer }));
   line.append(` · ${response.tokens.length} tokens, ${response.finished ? "ended by itself" : "cut at the limit"}`);
   line.append(` · student of step ${response.step}`);
@@ -200,28 +202,46 @@ function facts(ctx, response) {
   return line;
 }
 
-function visible(text) {
-  const shown = text.length > 160 ? `${text.slice(0, 160)} …` : text;
-  return shown.replaceAll("\n", "↵");
+function shortened(text) {
+  return text.length > 160 ? `${text.slice(0, 160)} …` : text;
+}
+
+/** Model text within a sentence: letters written from right to left must not reorder what stands around it. */
+function isolated(text) {
+  return `\u2068${text}\u2069`;
 }
 
 /** Name of a response in a list of choices. */
 function optionLabel(ctx, response) {
   const reward = response.reward === null ? "" : `, reward ${formatNumber(response.reward, 0)}`;
   if (!response.branch) return `${response.label}${reward}`;
-  return `${response.label} at token ${response.branch.position + 1}: ${ctx.text(response.branch.token)}${reward}`;
+  return `${response.label} at token ${response.branch.position + 1}: ${isolated(ctx.text(response.branch.token))}${reward}`;
 }
 
 function describe(ctx, response) {
   const run = ctx.scene.runs.length > 1 ? `${ctx.scene.runs[response.run]}, ` : "";
-  return `${run}${response.label}, prompt ${visible(response.prompt)}`;
+  return `${run}${response.label}, prompt ${isolated(shortened(response.prompt))}`;
 }
 
-/** What a screen reader says of a token. */
+/** What a token is called: its place, its text and the teacher's. */
 function spokenToken(ctx, response, position) {
-  const quantity = ctx.quantity();
   const differs = response.best[position] !== response.tokens[position];
-  const value = formatNumber(numeric(response.columns[quantity.name][position]));
-  const teacher = differs ? `the teacher would write ${ctx.text(response.best[position])}` : "the teacher would write the same";
-  return `Token ${position + 1} of ${response.tokens.length}: ${ctx.text(response.tokens[position])}. ${quantity.label} ${value} ${quantity.unit}; ${teacher}.`;
+  const teacher = differs ? `the teacher would write ${isolated(ctx.text(response.best[position]))}` : "the teacher would write the same";
+  return `Token ${position + 1} of ${response.tokens.length}: ${isolated(ctx.text(response.tokens[position]))}; ${teacher}.`;
+}
+
+/** Its value of the quantity that colours. */
+function spokenValue(ctx, response, position) {
+  const quantity = ctx.quantity();
+  return `${quantity.label} ${formatNumber(numeric(response.columns[quantity.name][position]))} ${quantity.unit}`.trim();
+}
+
+/** The detail in a sentence: the value, and the heads of both lists. */
+function spokenDetail(ctx, response, position) {
+  const lists = ["Student", "Teacher"].map((who, index) => {
+    const probability = (rank) => formatProbability(numeric(response.top_logprobs[index][position][rank]));
+    const head = response.top[index][position].slice(0, SPOKEN_TOKENS);
+    return `${who}: ${head.map((id, rank) => `${isolated(ctx.text(id))} ${probability(rank)}`).join(", ")}.`;
+  });
+  return `${spokenValue(ctx, response, position)}. ${lists.join(" ")}`;
 }

@@ -1,4 +1,4 @@
-"""The explorer in a real JupyterLab, step by step; the tests of this file build on each other, in order."""
+"""The explorer in a real JupyterLab and Notebook 7, step by step; the tests build on each other, in order."""
 
 import re
 
@@ -6,13 +6,12 @@ import pytest
 from playwright.sync_api import Locator, expect
 
 from .conftest import SHOTS, Visit, watched
+from .hosts import PAGES
 
 
 def explorer(visit: Visit, number: int = 0) -> Locator:
     """The explorer of a cell (0: one student, 1: two runs, 2: hostile text), scrolled into sight."""
-    cell = visit.page.locator(".jp-CodeCell").nth(number)
-    cell.scroll_into_view_if_needed()
-    found = cell.locator(".tgpo-explorer")
+    found = visit.cell(number).locator(".tgpo-explorer")
     found.wait_for()
     return found
 
@@ -29,6 +28,13 @@ def test_no_cell_failed(visit):
     expect(visit.page.locator(".jp-OutputArea-output[data-mime-type*='error']")).to_have_count(0)
 
 
+def test_no_news_is_fetched_or_offered(visit):
+    """As `make lab` starts JupyterLab: no question about news in a corner, and no request for news or updates."""
+    visit.page.wait_for_timeout(1000)
+    expect(visit.page.locator(".Toastify__toast")).to_have_count(0)
+    assert not [url for url in visit.asked if "/lab/api/news" in url or "/lab/api/update" in url]
+
+
 def test_tokens_are_shown_with_colours_and_proposals(visit):
     widget = explorer(visit)
     expect(widget).to_have_attribute("data-theme", "light")
@@ -39,7 +45,7 @@ def test_tokens_are_shown_with_colours_and_proposals(visit):
     neutral = token(widget, 1).locator(".written").evaluate("e => getComputedStyle(e).backgroundColor")
     assert background != neutral
     expect(widget.locator(".legend .scale span")).to_have_count(9)
-    visit.shot("lab-light")
+    visit.shot("light")
 
 
 def test_pointing_shows_the_detail(visit):
@@ -60,7 +66,7 @@ def test_a_click_locks_and_another_clears(visit):
     expect(widget.locator(".detail .place")).to_contain_text("token 1 of 8")
     expect(widget.locator(".detail .state")).to_have_text("locked")
     expect(widget.locator(".is-written").first).to_contain_text("␣the")
-    visit.shot("lab-light-locked")
+    visit.shot("light-locked")
     token(widget, 0).click()
     expect(token(widget, 0)).to_have_attribute("aria-selected", "false")
 
@@ -75,12 +81,22 @@ def test_the_keyboard_does_it_all_and_leaves_the_notebook_alone(visit):
     expect(token(widget, 7)).to_be_focused()
     keys.press("Home")
     keys.press("d")
-    keys.press("D")
+    keys.press("Shift+D")
     keys.press("d")
     expect(widget.locator(".token:focus")).to_have_class(re.compile("differs"))
-    expect(widget.locator(".spoken")).to_contain_text("the teacher would write")
+    expect(widget.locator(".token:focus")).to_have_attribute("aria-label", re.compile("the teacher would write"))
+    spoken = widget.locator(".spoken")
+    expect(spoken).to_contain_text(re.compile(r"Reverse-KL reward .* nats\. Student: .* Teacher: .*"))
     keys.press("Enter")
     expect(widget.locator('.token[aria-selected="true"]')).to_have_count(1)
+    expect(spoken).to_contain_text("Locked: token")
+    keys.press("Home")
+    keys.press("Space")
+    expect(token(widget, 0)).to_have_attribute("aria-selected", "true")
+    expect(widget.locator('.token[aria-selected="true"]')).to_have_count(2)
+    keys.press("Space")
+    expect(widget.locator('.token[aria-selected="true"]')).to_have_count(1)
+    keys.press("d")
     keys.press("Shift+ArrowRight")
     expect(widget.locator('.token[aria-selected="true"]')).to_have_count(2)
     keys.press("Escape")
@@ -110,14 +126,14 @@ def test_the_teachers_token_opens_a_branch_with_its_reward(visit):
     expect(branch.locator(".facts")).to_contain_text("8 of 8 continuations right")
     expect(token(widget, 0, 1).locator(".written")).to_have_text("<think>")
     expect(card(widget, 0).locator(".badge")).to_have_text("reward 0")
-    expect(widget.locator(".spoken")).to_contain_text(re.compile("branch 1|Token 1 of 48"))
-    visit.shot("lab-light-branch")
+    expect(widget.locator(".spoken")).to_contain_text("branch 1 with <think>: reward 1; 8 of 8 continuations right")
+    visit.shot("light-branch")
 
 
 def test_any_other_token_can_be_taken_and_undone(visit):
     widget = explorer(visit)
     token(widget, 4).click()
-    widget.locator(".top-lists .take").first.click()
+    widget.locator(".top-lists .take:visible").first.click()
     expect(widget.locator(".card")).to_have_count(3)
     widget.get_by_role("button", name="Undo branch").click()
     expect(widget.locator(".card")).to_have_count(2)
@@ -136,7 +152,7 @@ def test_many_responses_can_be_sorted_and_one_opened(visit):
     expect(rows.first).to_have_attribute("data-response", "0:b1")
     widget.get_by_role("combobox", name="Sort", exact=True).select_option("reward")
     expect(rows.first).to_have_attribute("data-response", "0:b1")
-    visit.shot("lab-light-heatmap")
+    visit.shot("light-heatmap")
     rows.first.focus()
     visit.page.keyboard.press("ArrowDown")
     expect(rows.nth(1)).to_be_focused()
@@ -157,7 +173,7 @@ def test_the_slider_moves_both_runs_and_play_goes_on(visit):
     expect(card(widget, 0).locator(".facts")).to_contain_text("student of step 1")
     expect(card(widget, 1).locator(".facts")).to_contain_text("student of step 1")
     expect(slider).to_be_focused()
-    visit.shot("lab-light-steps")
+    visit.shot("light-steps")
     widget.get_by_role("button", name="Play").click()
     expect(widget.locator(".step-shown")).to_have_text("4 of 4")
     expect(widget.get_by_role("button", name="Play")).to_be_visible()
@@ -189,21 +205,23 @@ def test_the_hosts_theme_is_followed_at_once(visit, theme):
     widget = explorer(visit)
     expect(widget).to_have_attribute("data-theme", theme.lower())
     token(widget, 0).hover()
-    visit.shot(f"lab-{theme.lower()}-theme")
+    visit.shot(f"{theme.lower()}-theme")
     widget = explorer(visit, 1)
-    visit.shot(f"lab-{theme.lower()}-steps")
+    visit.shot(f"{theme.lower()}-steps")
     colors = widget.evaluate("e => [getComputedStyle(e).backgroundColor, getComputedStyle(e).color]")
-    bright = [sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors]
-    assert (bright[0] < bright[1]) == (theme == "Dark")
+    panel = visit.cell(3).locator("svg[role=img]")
+    colors.append(panel.evaluate("e => getComputedStyle(e.querySelector('#axes_1 [style*=currentColor]')).stroke"))
+    ground, ink, ink_of_panel = (sum(map(int, re.findall(r"\d+", color)[:3])) for color in colors)
+    assert (ground < ink) == (ground < ink_of_panel) == (theme == "Dark")
+    visit.cell(4).screenshot(path=SHOTS / f"{visit.host}-{theme.lower()}-panel.png")
 
 
 def test_panels_are_shown(visit):
     for number in range(3, 6):
-        cell = visit.page.locator(".jp-CodeCell").nth(number)
-        cell.scroll_into_view_if_needed()
-        expect(cell.locator("img")).to_be_visible()
+        cell = visit.cell(number)
+        expect(cell.locator("svg[role=img]")).to_be_visible()
         expect(cell.locator(".widget-slider, .widget-select, .widget-inline-hbox").first).to_be_visible()
-        cell.screenshot(path=SHOTS / f"panel-{number - 2}.png")
+        cell.screenshot(path=SHOTS / f"{visit.host}-panel-{number - 2}.png")
 
 
 def test_python_reads_what_was_done_on_the_page(visit, folder):
@@ -221,42 +239,23 @@ def test_python_reads_what_was_done_on_the_page(visit, folder):
     assert (folder / "saved.html").stat().st_size > 10_000
 
 
-@pytest.mark.parametrize(("scheme", "width"), [("light", 1100), ("dark", 1100), ("light", 320), ("dark", 320)])
-def test_the_saved_file_works_alone_and_offline(visit, browser, folder, scheme, width):
-    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    alone = watched(context)
-    alone.page.goto((folder / "saved.html").as_uri())
-    widget = alone.page.locator(".tgpo-explorer")
-    expect(widget).to_have_attribute("data-theme", scheme)
-    expect(card(widget).locator(".token")).to_have_count(8)
-    token(widget, 0).click()
-    expect(widget.locator(".detail .state")).to_have_text("locked")
-    expect(widget.get_by_role("button", name=re.compile("Take the teacher"))).to_be_disabled()
-    alone.shot(f"saved-{scheme}-{width}", full_page=True)
-    scrolls = alone.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
-    assert not scrolls, "the page is wider than the screen"
-    widget.get_by_role("combobox", name="View", exact=True).select_option("heatmap")
-    expect(widget.locator(".heatmap-row")).to_have_count(9)
-    alone.shot(f"saved-{scheme}-{width}-heatmap", full_page=True)
-    assert alone.errors == [] and alone.strangers == []
-    context.close()
-
-
-def test_a_saved_notebook_shows_the_static_table(browser, lab):
+def test_a_saved_notebook_shows_the_static_table(browser, host, address):
     """Before its kernel has run anything, and untrusted, so that JupyterLab cleans the HTML."""
     context = browser.new_context(viewport={"width": 1000, "height": 700})
-    fresh = watched(context)
-    fresh.page.goto(f"{lab}/lab/tree/saved.ipynb?reset")
+    fresh = watched(context, host)
+    fresh.page.goto(f"{address}/{PAGES[host].format('saved.ipynb')}")
     output = fresh.page.locator(".jp-OutputArea-output")
     expect(output).to_contain_text("2 of 2 continuations right")
     expect(output.locator("sup").first).to_have_text("<think>")
     token = output.locator("span[title]").first
     assert token.evaluate("e => getComputedStyle(e).backgroundColor") != "rgba(0, 0, 0, 0)"
-    fresh.shot("lab-saved-notebook")
+    fresh.shot("saved-notebook")
     assert fresh.strangers == []
     context.close()
 
 
 def test_nothing_was_asked_beyond_the_loopback_and_nothing_failed(visit):
     assert visit.strangers == []
-    assert visit.errors == []
+    # Notebook 7.6 loads its shortcuts before their settings are there, with or without a widget.
+    known = "reading 'schema'" if visit.host == "notebook7" else None
+    assert [error for error in visit.errors if not (known and known in error)] == []
