@@ -495,7 +495,7 @@ def test_prefixes_are_weighed_by_their_number():
     common = {"cell": "far/tgpo/seed-0", "pair": "far", "label": "tgpo", "seed": 0, "step": 0, "teacher_entropy": 0.5,
               "student_right_after_token": 0.0, "student_right": 0.0}  # fmt: skip
     looks = pd.DataFrame([
-        {**common, "depth": 0, "believable": True, "teacher_right": 1.0, "prefixes": 50},  # not counted
+        {**common, "depth": 0, "believable": True, "teacher_right": 0.5, "prefixes": 50},  # the prompt
         {**common, "depth": 1, "believable": True, "teacher_right": 1.0, "prefixes": 10},
         {**common, "depth": 1, "believable": False, "teacher_right": 0.5, "prefixes": 20},
         {**common, "depth": 2, "believable": False, "teacher_right": 0.0, "prefixes": 10},
@@ -504,7 +504,8 @@ def test_prefixes_are_weighed_by_their_number():
     row = next(line for line in text.splitlines() if line.startswith("| far |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "50 %"  # (10 + 10 + 0) of 40
-    assert cells[5:9] == ["100 %", "33 %", "25 %", "80 %"]
+    assert cells[5:9] == ["25 %", "58 %", "33 %", "80 %"]  # inside: (25 + 10) of 60 with the prompts
+    assert "- far: right inside 58 %, outside 33 %; after the token" in text
 
 
 def test_teacher_tokens_are_counted_up_to_the_moment_of_the_accuracy():

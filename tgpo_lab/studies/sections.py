@@ -21,6 +21,15 @@ Content = tuple[list[tuple[str, str]], dict[str, Figure]]
 
 INSIDE, OUTSIDE = "teacher goes on, inside the horizon", "outside of it"
 AREA = "mean held-out accuracy over the run"
+WHY_A_HORIZON = """\
+TGPO teaches whatever the teacher would write. That is worth learning where the teacher goes on rightly, and harmful
+where it does not. A trust horizon cannot see which is which: it goes by how believable the prefix is to the teacher,
+and helps as far as that tells one from the other. So three numbers of a pair say what to expect. Where the teacher is
+right inside and wrong outside, the horizon takes away what misleads. Where it is right on both sides, the horizon
+takes away guidance that was good. And it can take away nearly all of it without loss where one token at the prompt,
+which is inside every horizon, is enough for the student to end right:
+
+"""
 
 
 def tuning(results: StudyResults) -> Content:
@@ -117,22 +126,25 @@ def premise(results: StudyResults) -> Content:
     drawn = {
         "premise-by-depth": figures.by_depth(named, ["teacher goes on", "student after its token", "student goes on"])
     }
-    by_side = _weighted(start[start["depth"] > 0], ["pair", "believable", "depth"], ["teacher_right", "prefixes_share"])
+    # The prompt alone is inside every horizon: nothing that the student wrote has surprised the teacher yet.
+    by_side = _weighted(start, ["pair", "believable", "depth"], ["teacher_right"])
     drawn["premise-horizon"] = figures.by_depth(
         by_side.assign(side=np.where(by_side["believable"], INSIDE, OUTSIDE))
         .pivot(index=["pair", "depth"], columns="side", values="teacher_right")
         .reset_index(),
         [INSIDE, OUTSIDE],
     )
-    inside = _weighted(start[start["depth"] > 0], ["pair", "believable"], ["teacher_right", "prefixes_share"])
+    written = start[start["depth"] > 0]
+    share = _weighted(written, ["pair", "believable"], ["prefixes_share"]).set_index(["pair", "believable"])
+    sides = _weighted(start, ["pair", "believable"], ["teacher_right"]).set_index(["pair", "believable"])
+    opening = start[start["depth"] == 0].groupby("pair")["student_right_after_token"].mean()
     outcome = results.runs.groupby("pair")["test_accuracy"].mean()
-    rows = []
+    rows, effects = [], []
     for pair in dict.fromkeys(start["pair"]):
-        whole = _weighted(
-            start[(start["pair"] == pair) & (start["depth"] > 0)], ["pair"], [*measures, "teacher_entropy"]
-        )
-        horizon = {believable: row for (name, believable), row in inside.set_index(["pair", "believable"]).iterrows()
-                   if name == pair}  # fmt: skip
+        whole = _weighted(written[written["pair"] == pair], ["pair"], [*measures, "teacher_entropy"])
+        inside, outside = (
+            sides["teacher_right"].get((pair, believable), np.nan) for believable in (True, False)
+        )  # no such prefix, no share
         rows.append(
             {
                 "pair": pair,
@@ -140,17 +152,29 @@ def premise(results: StudyResults) -> Content:
                 "student after the proposed token": _percent(whole["student_right_after_token"]),
                 "student as it is": _percent(whole["student_right"]),
                 "teacher's entropy (nats)": f"{whole['teacher_entropy'].item():.2f}",
-                "reliability inside the horizon": _percent(horizon[True]["teacher_right"]) if True in horizon else "–",
-                "outside": _percent(horizon[False]["teacher_right"]) if False in horizon else "–",
-                "prefixes inside": _percent(horizon[True]["prefixes_share"]) if True in horizon else "0 %",
+                "prefixes inside": _percent(share["prefixes_share"].get((pair, True), 0.0)),
+                "reliability inside, prompt included": _share(inside),
+                "outside": _share(outside),
                 "TGPO's test accuracy": _percent(outcome[pair]),
             }
+        )
+        effects.append(
+            f"- {pair}: right inside {_share(inside)}, outside {_share(outside)}; after the token that the teacher "
+            f"proposes at the prompt, the student ends right in {_share(opening[pair])}."
         )
     note = (
         "At the student's prefixes of one token and more, before training, means over prefixes. Inside the horizon: no "
         "token of the prefix surprises the teacher by more than 4 nats. Right: the response ends in the right sum.\n\n"
     )
-    return [("The premise and what came of it", note + tables.markdown(pd.DataFrame(rows)))], drawn
+    return [
+        ("The premise and what came of it", note + tables.markdown(pd.DataFrame(rows))),
+        ("Why a horizon works, and when it need not", WHY_A_HORIZON + "\n".join(effects)),
+    ], drawn
+
+
+def _share(value: float) -> str:
+    """A share as a percentage; – where there was nothing to take it of."""
+    return "–" if np.isnan(value) else _percent(value)
 
 
 def gradient(results: StudyResults) -> Content:
