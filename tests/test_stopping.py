@@ -96,7 +96,7 @@ def test_out_of_memory_halves_the_micro_batches_and_changes_nothing_but_rounding
 
 
 def test_what_was_counted_before_memory_ran_out_is_not_counted_again(tiny_config, tmp_path, monkeypatch, capsys):
-    """It runs out at the second chunk of three: the first has left its gradient and measurements behind."""
+    """It runs out at the second of three chunks: the first has left its gradient and measurements behind."""
     config = tiny_config(tmp_path, steps=1, micro_batch_tokens=60, measured_positions=0, max_gradient_norm=1e6)
     whole = quiet(config.with_changes(output=str(tmp_path / "whole"))).metrics.iloc[0]
     true, calls = StepMeasurement.add, []

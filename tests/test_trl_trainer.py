@@ -30,7 +30,7 @@ from tgpo_lab.integrations.trl import SUPPORTED_SERIES, TGPOConfig, TGPOTrainer,
 from tgpo_lab.integrations.trl.batch_teacher import answer_in_forward, ask_about_batch
 from tgpo_lab.methods.tgpo import TGPO
 from tgpo_lab.prompts import load_prompts
-from tgpo_lab.randomness import generator_for, rows_of_step
+from tgpo_lab.randomness import rows_of_step
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.schedules import Constant, LinearDecay
 from tgpo_lab.teacher import ask_teacher
@@ -142,7 +142,7 @@ def assert_same(ours: dict, theirs: dict, start: dict, tolerance: float = 2e-4) 
 def loop(tiny_config, tmp_path, monkeypatch):
     """A function that runs this package's own loop on the same completions with SGD: its log and its student."""
 
-    def sample(model, prompts, *_, samples_per_prompt, **__):
+    def sample(processes, model, prompts, *_, samples_per_prompt, **__):
         written = [(p, completion(p, n)) for p in prompts for n in range(samples_per_prompt)]
         width = max(len(ids) for _, ids in written)
         lengths = torch.tensor([len(ids) for _, ids in written])
@@ -155,7 +155,7 @@ def loop(tiny_config, tmp_path, monkeypatch):
         )
 
     def run(name: str = "loop", **changes):
-        monkeypatch.setattr(training, "sample_responses", sample)
+        monkeypatch.setattr(training, "sample_divided", sample)
         monkeypatch.setattr(torch.optim, "AdamW", lambda parameters, lr, *_, **__: torch.optim.SGD(parameters, lr))
         values = {"steps": 3, "learning_rate": 0.5, "max_gradient_norm": 0.7, "evaluate_every": 0, "warmup_steps": 0}
         config = tiny_config(tmp_path / name, **{**values, **changes})
@@ -321,7 +321,7 @@ def test_drawn_tokens_are_the_teachers_and_differ_from_batch_to_batch(random_pai
     mask = batch["completion_mask"].bool()
     rollouts = Rollouts(prompt, batch["completion_ids"], mask, mask.any(-1), 0)
     answers = ask_teacher(teacher, rollouts, vocabulary_size=2048, micro_batch_tokens=10**6, top_k=2048,
-                          sampling_generator=generator_for(0, "other"))  # fmt: skip
+                          sampling_seed=1)  # fmt: skip
     drawn = batch["teacher_tokens"]
     chance = torch.zeros_like(answers.top_logprobs).scatter(-1, answers.top_tokens, answers.top_logprobs)
     likely = chance.gather(-1, drawn).squeeze(-1)[mask].mean()
@@ -352,7 +352,7 @@ def test_tokens_of_a_tool_shut_no_gate(gate, random_pair):
     answer_in_forward(teacher)
     guided = [
         ask_about_batch(teacher, asked, TGPO(gate=gate, gate_threshold=8.0), vocabulary_size=2048, rows_at_once=1,
-                        sampling_generator=None)["guidance_weights"].tolist()
+                        sampling_seed=None)["guidance_weights"].tolist()
         for asked in (batch, batch | {"tool_mask": torch.tensor([[1, 1, 0, 0, 1, 1]])})
     ]  # fmt: skip
     assert guided == [[[1, 1, 1, 0, 0, 0]], [[1, 1, 1, 1, 1, 1]]]

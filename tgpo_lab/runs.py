@@ -37,7 +37,7 @@ class RunResult:
     metrics: pd.DataFrame
     """One row a step; columns are defined in :data:`tgpo_lab.metrics.METRICS`."""
     student: PreTrainedModel
-    """The student after the last update."""
+    """The student after the last update; under FSDP this process's part of it."""
     completed: bool
     """False if the run was stopped before its last step."""
 

@@ -77,7 +77,7 @@ def whole_weights(model: PreTrainedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        # Processes may have made other numbers of passes: what FSDP noted of them would make it gather at other times.
+        # Shards them again, and forgets the passes that were made: other processes may have made more, or none.
         trunk.reset_iter_state()
         trunk.set_reshard_after_forward(True)
         trunk.set_reshard_after_forward(False, recurse=False)

@@ -19,6 +19,7 @@ from ...errors import InputError
 from ...guidance import apply_gate
 from ...methods.tgpo import TGPO
 from ...pairs import check_vocabulary, load_model, load_tokenizer
+from ...randomness import derived_seed
 from ...rollouts import Rollouts
 from ...shared_vocabulary import share_vocabulary
 from ...teacher import TeacherAnswers, ask_teacher
@@ -122,7 +123,7 @@ def ask_about_batch(
     *,
     vocabulary_size: int,
     rows_at_once: int,
-    sampling_generator: torch.Generator | None,
+    sampling_seed: int | None,
 ) -> dict[str, Tensor]:
     """What guidance needs to know of a batch, to be kept with it.
 
@@ -132,7 +133,7 @@ def ask_about_batch(
         method: which tokens are asked for, and the gate.
         vocabulary_size: V. The teacher cannot read a prefix with an id from V on: such positions get weight 0.
         rows_at_once: rows of a pass. It splits the batch in the same way on all processes, which FSDP needs.
-        sampling_generator: for tokens drawn from the teacher.
+        sampling_seed: for tokens drawn from the teacher; None if none are.
 
     Returns:
         ``teacher_tokens`` (B, T, K) int64, ``teacher_logprobs`` (B, T, K), zero but for a top-k list, and
@@ -156,9 +157,9 @@ def ask_about_batch(
                 rollouts=rollouts.rows(rows),
                 vocabulary_size=vocabulary_size,
                 top_k=method.top_k,
-                sampling_generator=sampling_generator,
+                sampling_seed=None if sampling_seed is None else derived_seed(sampling_seed, part),
             ).padded_to(mask[rows].shape)
-            for rows in torch.arange(len(rollouts), device=mask.device).split(rows_at_once)
+            for part, rows in enumerate(torch.arange(len(rollouts), device=mask.device).split(rows_at_once))
         ]
     )
     own_words = batch.get("tool_mask", mask).bool()

@@ -21,7 +21,7 @@ from ...clock import Clock
 from ...errors import InputError
 from ...files import write_json
 from ...losses import negative_log_likelihood
-from ...randomness import generator_for
+from ...randomness import derived_seed
 from ...schedules import UntilAgreement
 from ...shared_vocabulary import named_end_tokens, shared_end_tokens
 from .batch_teacher import answer_in_forward, ask_about_batch, load_teacher, shared_tokens
@@ -155,7 +155,7 @@ class TGPOTrainer(GRPOTrainer):
                 self._method,
                 vocabulary_size=self._vocabulary_size,
                 rows_at_once=self.args.per_device_teacher_batch_size or rows,
-                sampling_generator=generator_for(self.args.seed, "teacher", step, process)
+                sampling_seed=derived_seed(self.args.seed, "teacher", step, process)
                 if self._method.samples_teacher_tokens
                 else None,
             )
