@@ -253,8 +253,7 @@ print(f"the teacher's tokenizer has {len(more_tokens)} tokens, shared and kept a
 # %% [markdown]
 # A cut token has a price. A teacher that would *open* with it, as a reasoning model opens with `<think>`, cannot: the next best takes
 # its place, and the teacher is not itself. The doctor looks for that (*opening*) and warns. The remedy is a chat template without
-# thinking, or another teacher. For other pairs the rule is: same family and generation nearly always pass, a model and its
-# chat version pass, two makers' models do not.
+# thinking, or another teacher. For any other pair do not guess from its name: let the doctor look.
 #
 # **2. The end of a response.** A base model and its chat version often end with different tokens. If the student never
 # writes the token that the loop waits for, all responses run into the token limit: the classic explosion of length.
