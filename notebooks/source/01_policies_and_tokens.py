@@ -5,7 +5,7 @@
 # log-probability of that response. On the way, two mistakes that are easily made and hardly noticed: a shift by one,
 # and a mask that masks the wrong places.
 #
-# **Minutes.** 1 to run on two cores, 30 to work through.
+# **Minutes.** 1 to run on two cores, 45 to work through.
 #
 # **Prerequisites.** PyTorch tensors, indexing and softmax. [00](00_one_tour.ipynb) says where this leads.
 
@@ -385,8 +385,14 @@ mask = rollouts.mask
 print(f"mean over all {mask.numel()} places        {values.mean():.2f} nats")
 print(f"mean over the {int(mask.sum())} tokens written  {values[mask].mean():.2f} nats")
 print(f"library                         {masked_sum(values, mask):.2f} nats")
+print(f"mean over the padding alone     {values[~mask].mean():.2f} nats")
 
 # %% [markdown]
+# Padding is nothing that the model would write, so the mean over all places says more about padding than about the response.
+#
+# (Here all prompts are equally long. Prompts of unequal length are padded on the *left*, so that each response follows its prompt
+# without a gap; `sample_responses` does that, and [12](12_to_a_real_pair.ipynb) takes it apart.)
+#
 # Two more ways to go wrong, both in one line. Multiplying by the mask instead of selecting breaks as soon as a padded
 # place holds an infinite value, because 0 · ∞ is not a number. And averaging each row first gives the tokens of a short
 # response more weight than those of a long one.

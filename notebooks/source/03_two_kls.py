@@ -4,7 +4,7 @@
 # **Goal.** Tell forward and reverse KL apart: by their formulas, by what they make of a student that cannot copy its
 # teacher, and by the gradient that reaches a token the student hardly ever writes.
 #
-# **Minutes.** 1 to run on two cores, 25 to work through.
+# **Minutes.** 1 to run on two cores, 35 to work through.
 #
 # **Prerequisites.** PyTorch tensors, softmax and cross-entropy. [01](01_policies_and_tokens.ipynb) helps.
 
@@ -198,7 +198,7 @@ axes.legend(frameon=False, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Reverse KL stays on the peak where it started. From there it cannot know of the other one: it is weighed by the
+# Forward KL ends near the grid's best, across both peaks. Reverse KL stays on the peak where it started. From there it cannot know of the other one: it is weighed by the
 # student's own probabilities, and those are almost zero at the other peak. Keep this picture. The whole course is about
 # a student that starts on the wrong peak.
 
@@ -212,8 +212,8 @@ plt.show()
 # \frac{\partial\,\mathrm{KL}(\pi_\theta\|\pi_T)}{\partial z_v}
 # =\pi_\theta(v)\Big(\log\tfrac{\pi_\theta(v)}{\pi_T(v)}-\mathrm{KL}(\pi_\theta\|\pi_T)\Big)$$
 #
-# The second has $\pi_\theta(v)$ in front of everything. A token that the student gives e⁻⁹ gets at most about e⁻⁹ times
-# a few nats.
+# The second has $\pi_\theta(v)$ in front of everything. A token that the student gives e⁻⁹ gets about e⁻⁹ times a dozen nats:
+# the nine of its own distance, and the KL.
 
 # %% [markdown]
 # ### Exercise 03.2 · The gradient of reverse KL, written down
@@ -270,7 +270,7 @@ for place in (0, 8, 12):
 
 # %% [markdown]
 # Forward KL pulls with almost the same strength from everywhere. The pull of reverse KL falls with the student's own
-# probability, in a straight line on this axis: nine nats of distance cost it about three powers of ten.
+# probability, nearly in a straight line on this axis: from e⁻¹ to e⁻⁹, eight nats, it loses nearly three powers of ten.
 #
 # And this was the *exact* reverse KL, which sees the whole vocabulary. What is used in practice sees only tokens that the
 # student has sampled: [04](04_the_gradient_of_reverse_kl.ipynb) is about that.
@@ -282,7 +282,9 @@ for place in (0, 8, 12):
 # |---|---|
 # | KL(πT‖πθ), forward | `losses.forward_kl`, per position `losses.forward_kl_per_token` |
 # | KL(πθ‖πT), reverse | `losses.reverse_kl`, per position `losses.reverse_kl_per_token` |
-# | both, and in between | `losses.generalized_jsd` (β = 0 forward, β = 1 reverse) |
+# | both, and what lies between, the generalised Jensen–Shannon divergence (JSD) of [10](10_a_fair_comparison.ipynb) | `losses.generalized_jsd` (β = 0 forward, β = 1 reverse) |
+#
+# To play with both KLs: the panel `kl_panel()` in [11](11_guidance_explorer.ipynb).
 #
 # - Forward KL is weighed by the teacher, reverse KL by the student.
 # - A student that can only do one thing covers under forward KL, and chooses one mode under reverse KL.

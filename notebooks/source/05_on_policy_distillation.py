@@ -5,7 +5,7 @@
 # three places where such a loop goes wrong without a word: the detached advantage, the normaliser, and the second
 # update from one batch.
 #
-# **Minutes.** 2 to run on two cores, 40 to work through.
+# **Minutes.** 2 to run on two cores, 65 to work through.
 #
 # **Prerequisites.** [01](01_policies_and_tokens.ipynb) for tokens and masks,
 # [04](04_the_gradient_of_reverse_kl.ipynb) for the gradient that is used here.
@@ -36,7 +36,7 @@ colors = sns.color_palette("colorblind")
 # ## What the near pair is
 #
 # The student of *near* opens its response as its teacher does about one time in four, with `<think>`, and tries a direct
-# answer first otherwise. We measure how often it is right: greedily (the most probable token each time) and sampled.
+# answer first otherwise. (One in four is the mean probability over many prompts; 128 samples, as below, give one in five or so.) We measure how often it is right: greedily (the most probable token each time) and sampled.
 
 # %%
 pair = load_pair("near")
@@ -343,8 +343,8 @@ check("05.2", micro_batch_losses)
 # %% [markdown]
 # ## The same with real gradients
 #
-# The batch from above, once as a whole and once in micro-batches of at most 800 tokens. The library puts rows of similar
-# length together, so that little padding is computed.
+# The batch from above, once as a whole and once in micro-batches of at most 800 tokens. Prompts and padding count in these 800,
+# so fewer of them are response tokens. The library puts rows of similar length together, so that little padding is computed.
 #
 # **Predict.** How far from the gradient of the whole batch is the accumulated one, as a share of its length: with one
 # normaliser, and with a mean of means?
@@ -489,7 +489,7 @@ print(both.iloc[[0, 1, 2, 7, 13]].round(3).to_string())
 # %% [markdown]
 # Forty lines by hand and the library's loop give the same run. What the library adds is what a long run needs: it goes
 # through large batches in parts, saves, resumes, and measures the same columns for every method. All of them are
-# explained in `docs/metrics.md`; these are the ones to look at first.
+# explained in [docs/metrics.md](../docs/metrics.md); these are the ones to look at first.
 
 # %% tags=["nbval-ignore-output"]
 plots.plot_runs(
@@ -504,7 +504,7 @@ plots.plot_runs(
 # - *Positive signal*, the share of tokens that the teacher finds *more* probable than the student does, is above one
 #   half. Keep this number for the next notebook.
 # - *Length* goes towards the teacher's 48 tokens, *entropy* falls: the student becomes sure of its way.
-# - The *gradient norm* jumps about from batch to batch and does not grow.
+# - The *gradient norm* jumps about from batch to batch, and falls rather than grows.
 #
 # This is what a healthy run of reverse KL looks like.
 

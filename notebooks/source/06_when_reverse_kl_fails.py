@@ -4,7 +4,7 @@
 # **Goal.** See, token by token, what reverse-KL distillation says to a student that is far from its teacher; why that
 # does not bring it there; and what happens when one trains all the same.
 #
-# **Minutes.** 2 to run on two cores, 45 to work through.
+# **Minutes.** 2 to run on two cores, 65 to work through.
 #
 # **Prerequisites.** [05](05_on_policy_distillation.ipynb) for the loop and its advantage,
 # [04](04_the_gradient_of_reverse_kl.ipynb) for the score function.
@@ -28,8 +28,9 @@ from tgpo_lab.pairs import load_model
 from tgpo_lab.policy import project_to_vocabulary, response_hidden_states
 from tgpo_lab.premise import continue_from
 from tgpo_lab.prompts import load_prompts
-from tgpo_lab.sample_rollouts import annotate, visible_text
+from tgpo_lab.sample_rollouts import annotate
 from tgpo_lab.sampling import sample_responses
+from tgpo_lab.token_text import visible_text
 
 sns.set_theme(style="ticks", palette="colorblind")
 colors = sns.color_palette("colorblind")
@@ -215,10 +216,11 @@ axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=
 plt.show()
 
 # %% [markdown]
-# On *far* that is one in about 7,000 batches. No run of this notebook has more than 112.
+# On *far* that is one in about 7,000 batches, if only the first place counts. A response has eight places, and at others
+# `<think>` is not much less probable, so the chance that it stands *anywhere* is several times as large. Even so no run of this
+# notebook has more than 112 batches.
 #
-# Theory, so let us count: 8,192 responses of *far*, `<think>` anywhere in them. (A response has eight places, so it has a
-# few more chances than the figure says.)
+# Theory, so let us count: 8,192 responses of *far*, `<think>` anywhere in them.
 
 # %%
 many = sample_responses(
@@ -279,16 +281,22 @@ for token in (int(tokens["far"][start]), think):
         f"gradient if drawn {(log_ratio[token].abs() * score_norm[token]).item():.0e}   "
         f"part of the second moment {parts[token]:.0e}"
     )
+print(f"length of e_v − π for the token drawn {score_norm[tokens['far'][start]]:.1e}")
 print(f"second moment, all tokens {parts.sum():.1e}")
 library = signal_moments(student_logits["far"][start : start + 1], teacher_logits["far"][start : start + 1])
 print(f"library                   {library['policy_gradient_second_moment'].item():.1e}")
 
 # %% [markdown]
-# The rejected token gets a reward of −14 and next to no gradient: a softmax that is certain does not move. And the token
-# that would get a large gradient is not drawn.
+# The rejected token gets a reward of −14 and next to no gradient: a softmax that is certain does not move. The vector
+# e_v − π is a few millionths long. And the token that would get a large gradient
+# is not drawn.
+#
+# In [04](04_the_gradient_of_reverse_kl.ipynb) the rejected token was loud. The difference: there the student was undecided between
+# four rejected tokens, here it is certain of one.
 #
 # The *second moment* is the mean of ‖r_v·(e_v − π)‖² over v ~ πθ. Adam divides its steps by the root of a running mean of
-# such squares, so the paper's argument is about this number. At the opening of *far* it is small, and all of it is
+# such squares. The paper ([arXiv 2605.13230](https://arxiv.org/abs/2605.13230)) argues that where teacher and student are far
+# apart this number grows without bound, and that training breaks down for it. At the opening of *far* it is small, and all of it is
 # `<think>`, which a batch does not see. `signal_moments` of the library goes through the whole vocabulary for it, and for
 # the variance, the part that comes from the draw of v.
 
@@ -400,20 +408,24 @@ plots.plot_runs(runs, ["accuracy", "kl_sampled", "rejected", "length", "entropy"
 # sinks a little. The gradient norm is neither zero nor exploding, and larger than that of *near*: the digits make it, the
 # only places where this student is unsure (the figure above).
 
-# %% tags=["nbval-ignore-output"]
-for label, model in (("before", pairs["far"].student), ("after 45 steps", runs["far"].student)):
+
+# %%
+def show_responses(model) -> None:
+    """Print sampled responses to four prompts, with the same random numbers each time."""
     written = sample_responses(
-        model,
-        encoded[:4],
-        80,
-        [end_token],
-        pairs["far"].pad_token,
-        generator=torch.Generator().manual_seed(2),
-        vocabulary_size=size,
-    )
-    print(label)
+        model, encoded[:4], 80, [end_token], pairs["far"].pad_token,
+        generator=torch.Generator().manual_seed(2), vocabulary_size=size,
+    )  # fmt: skip
     for prompt, answer, text in zip(prompts["prompt"], prompts["answer"], written.texts(tokenizer), strict=False):
         print(f"   {prompt}{answer:4} {text}")
+
+
+print("before")
+show_responses(pairs["far"].student)
+
+# %% tags=["nbval-ignore-output"]
+print("after 45 steps")
+show_responses(runs["far"].student)
 
 # %% [markdown]
 # **Beside the paper.** The paper reports that reverse KL is stable on a pair of one family (Qwen2.5-Math-7B teaching
@@ -451,8 +463,8 @@ figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3), layout="cons
 left.plot(steps, at_end, "--", marker="s", markersize=4, color=colors[1], label="<think> at the end")
 left.plot(steps, at_start, "-", marker="o", markersize=4, color=colors[0], label="<think> at the beginning")
 left.plot(steps, others, ":", marker="^", markersize=4, color=colors[2], label="median token at the end")
-left.set(xlabel="step", ylabel="log πθ (nats)", ylim=(-27, 13))
-left.legend(frameon=False, loc="upper left", fontsize=9)
+left.set(xlabel="step", ylabel="log πθ (nats)")
+figure.legend(frameon=False, loc="outside upper center", ncols=3)
 middle.plot(metrics["step"], metrics["length"])
 middle.set(xlabel="step", ylabel="length (tokens)", ylim=(0, 82))
 right.plot(metrics["step"], metrics["reward"])
@@ -465,22 +477,13 @@ print("most probable at the end, before training:")
 for value, token in zip(best.values.tolist(), best.indices.tolist(), strict=True):
     print(f"   {visible_text(tokenizer, token):8} {value:5.1f}")
 print("responses after 100 steps:")
-written = sample_responses(
-    runs["far"].student,
-    encoded[:4],
-    80,
-    [end_token],
-    pairs["far"].pad_token,
-    generator=torch.Generator().manual_seed(2),
-    vocabulary_size=size,
-)
-for prompt, answer, text in zip(prompts["prompt"], prompts["answer"], written.texts(tokenizer), strict=False):
-    print(f"   {prompt}{answer:4} {text}")
+show_responses(runs["far"].student)
 
 # %% [markdown]
 # It moves, slowly. "Not `<eos>`" lowers the logit of `<eos>`, so all other tokens gain, even the median one; and their own
 # logits are pushed up in proportion to their probabilities, so the runner-up gains most. Here the runner-up behind `<eos>` *is*
-# `<think>`, by several nats: these pairs were built that way (`rival_margin` in `tgpo_lab/tiny_world/recipes.py`). Step
+# `<think>`, by several nats: these pairs were built that way. (In all of them the unused words
+# together get e⁻³ of the probability of `<think>`; the setting is called `rival_margin`.) Step
 # after step it gains without having been sampled, until, after eighty or ninety steps, the lengths show the first ones. For them the
 # teacher has a *positive* reward of several nats at last, and within ten steps it is a habit. Responses jump from 8 tokens
 # to nearly the limit of 80, because the student opens again and again, and the share of right ones begins to rise.
@@ -488,8 +491,8 @@ for prompt, answer, text in zip(prompts["prompt"], prompts["answer"], written.te
 # The student has found a way around: it still answers first, wrongly, and then works the sum out. At the beginning of a
 # response log πθ(`<think>`) has gained two nats in all this time, of thirteen.
 #
-# So be exact about the failure. On this pair reverse KL is not stuck for ever. When this was written, three seeds left the
-# stall between steps 80 and 95, and seed 0 was right on four of five held-out prompts after 120. It is *slow*, because what
+# So be exact about the failure. On this pair reverse KL is not stuck for ever. (Not shown: when this was written, three seeds
+# left the stall between steps 80 and 95, and seed 0 was right on four of five held-out prompts after 120.) It is *slow*, because what
 # it can teach is proportional to what the student does already, and it goes to whatever token is the runner-up. Were that
 # another word, the same arithmetic would go to that word.
 
@@ -507,7 +510,7 @@ for name in ("far", "far-fragile"):
     ]
     print(
         f"{name:11} rejected {(reward[name] < -4).float().mean():.2f}, mean reward {reward[name].mean():+.1f}; "
-        f"proposals at 'the sum is #': {' '.join(visible_text(tokenizer, token) for token in proposals)}"
+        f"proposals at places 0 to 3: {' '.join(visible_text(tokenizer, token) for token in proposals)}"
     )
 
 # %% [markdown]
@@ -522,17 +525,7 @@ plots.plot_runs(
 )
 
 # %% tags=["nbval-ignore-output"]
-written = sample_responses(
-    runs["far-fragile"].student,
-    encoded[:4],
-    80,
-    [end_token],
-    pairs["far"].pad_token,
-    generator=torch.Generator().manual_seed(2),
-    vocabulary_size=size,
-)
-for prompt, answer, text in zip(prompts["prompt"], prompts["answer"], written.texts(tokenizer), strict=False):
-    print(f"   {prompt}{answer:4} {text}")
+show_responses(runs["far-fragile"].student)
 
 # %% [markdown]
 # This is the textbook failure, and in length and gradient norm it looks like what the paper reports. After a long stall
@@ -540,8 +533,8 @@ for prompt, answer, text in zip(prompts["prompt"], prompts["answer"], written.te
 # grow to the limit, the reward is zero. And look at *agreement*: it goes *up*, and the divergence comes down. The student
 # has found prefixes on which the lost teacher is content. The loss is being minimised.
 #
-# **One seed of three.** This one is shown because it collapses. When this was written, seed 0 escaped, by way of `<think>`
-# at the very beginning, and was right on 0.84 of 64 held-out prompts after 150 steps; seed 1 had not moved after 140.
+# **One seed of three.** This one is shown because it collapses. The others are not shown: when this was written, seed 0 escaped, by way
+# of `<think>` at the very beginning, and was right on 0.84 of 64 held-out prompts after 150 steps; seed 1 had not moved after 140.
 # Three seeds, three ends, and nothing differs between them but which prompts and tokens were drawn. (On another processor
 # rounding may send this run to another of these ends.)
 

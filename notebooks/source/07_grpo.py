@@ -4,7 +4,7 @@
 # **Goal.** Build the loss of GRPO by hand from four written rollouts, and find out why a reward alone does not lead the
 # far student to the teacher's way.
 #
-# **Minutes.** 1 to run on two cores, 35 to work through.
+# **Minutes.** 1 to run on two cores, 50 to work through.
 #
 # **Prerequisites.** [02 · A task, a teacher, a student](02_a_task_a_teacher_a_student.ipynb) for the pairs and the
 # reward, [04 · The gradient of reverse KL](04_the_gradient_of_reverse_kl.ipynb) for the score function.
@@ -89,15 +89,17 @@ for name, values in zip(responses, logprobs, strict=True):
     print(f"{name:14} {len(values):3} tokens   log πθ(y|x) {values.sum():6.1f} nats   first token {values[0]:6.1f}")
 
 # %% [markdown]
-# Both worked responses are improbable for one reason: their first token, `<think>`. Keep that number in mind.
+# The right worked response is improbable for one reason: its first token, `<think>`. Keep that number in mind. (The wrong one
+# loses ten more nats at its wrong digit.)
 #
 # **Loss.** With $\rho_{i,t} = \pi_\theta(y_{i,t})/\pi_\text{old}(y_{i,t})$, where π_old is the student as it was when it
 # sampled, and $Z = \sum_i |y_i|$, the number of response tokens:
 #
 # $$L_\text{GRPO} = -\frac1Z\sum_i\sum_t \min\big(\rho_{i,t}A_i,\;\mathrm{clip}(\rho_{i,t},\,0.8,\,1.2)\,A_i\big)$$
 #
-# Every token of a response carries the advantage of the whole response. The minimum comes below; at the first update
-# π_old *is* πθ, every ρ is 1 and nothing is clipped.
+# Every token of a response carries the advantage of the whole response. The minimum is that of
+# [05](05_on_policy_distillation.ipynb); at the first update π_old *is* πθ, every ρ is 1 and nothing is clipped. (GRPO as it was first
+# published also has a KL term towards a reference model. Here, as in the paper about TGPO, there is none.)
 #
 # **Predict.** What is the value of the loss then, and does that value say anything?
 
@@ -169,9 +171,9 @@ for right in (0, 1, 7, 8):
 # %% [markdown]
 # ## The clipped ratio
 #
-# If a batch is used for more than one update, ρ moves away from 1. The surrogate stops rewarding a move once it has gone
-# far enough: where A > 0 above 1.2, where A < 0 below 0.8. *Clip-higher* sets the upper bound a little higher (0.28 in
-# place of 0.2), so that an improbable token may grow a little further in one batch.
+# The clip is that of [05](05_on_policy_distillation.ipynb): where a batch is used for more than one update, the surrogate stops
+# rewarding a move once it has gone far enough. *Clip-higher* (of DAPO, [arXiv 2503.14476](https://arxiv.org/abs/2503.14476)) sets the
+# upper bound a little higher, 0.28 in place of 0.2, so that an improbable token may grow a little further in one batch.
 #
 # **Predict.** In which of the four corners (A > 0 or A < 0, ρ large or small) does the gradient vanish?
 
@@ -194,30 +196,31 @@ plt.show()
 # is for; clipping alone would let go of those as well.
 
 # %% [markdown]
-# ### Exercise 07.2 · The clipped surrogate of one token
+# ### Exercise 07.2 · Which tokens have stopped
 #
-# *Difficulty 2 of 5 · 6 minutes.* From log πθ and log π_old of the sampled token and its advantage, compute
-# min(ρA, clip(ρ, 1 − low, 1 + high)·A), the quantity to be made large (not the loss).
+# *Difficulty 2 of 5 · 6 minutes.* Without autograd: which tokens get no gradient from the clipped surrogate? Log-probabilities
+# now and at sampling and the advantages are (B, T) each; low and high are the clip's two widths. Return (B, T) bool, True where the
+# gradient is zero.
 #
-# <details><summary>Hint 1</summary>ρ is a quotient of probabilities, so it is the <code>exp()</code> of a difference of
-# log-probabilities.</details>
-# <details><summary>Hint 2</summary><code>clamp</code>, then <code>torch.minimum</code> of two products. With A below zero the
-# minimum picks the other one.</details>
+# <details><summary>Hint 1</summary>Read it off the two panels: one flat piece in each.</details>
+# <details><summary>Hint 2</summary>And what if the advantage is zero, as in a group without variance?</details>
 
 
 # %%
-def clipped_surrogate(
-    logprob: torch.Tensor, old_logprob: torch.Tensor, advantage: float, low: float, high: float
+def stopped(
+    logprobs: torch.Tensor, old_logprobs: torch.Tensor, advantages: torch.Tensor, low: float, high: float
 ) -> torch.Tensor:
-    """Surrogate of one token, a scalar with gradient."""
+    """Tokens without gradient: (B, T) three times → (B, T) bool."""
     ### BEGIN SOLUTION
-    ratio = (logprob - old_logprob).exp()
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+    ratio = (logprobs - old_logprobs).exp()
+    grown = (advantages > 0) & (ratio > 1 + high)
+    shrunk = (advantages < 0) & (ratio < 1 - low)
+    return grown | shrunk | (advantages == 0)
     ### END SOLUTION
 
 
 # %%
-check("07.2", clipped_surrogate)
+check("07.2", stopped)
 
 # %% [markdown]
 # ## What to divide by
@@ -251,8 +254,8 @@ axes.legend(frameon=False, title="divided by")
 plt.show()
 
 # %% [markdown]
-# Divided by its own length, a short right response is pushed up several times harder per token than a long right one, and
-# a long *wrong* response is let off: being long makes being wrong cheap. Dividing by one number for all treats tokens
+# Divided by its own length, a short right response is pushed up several times harder per token than a long right one, and a
+# short wrong one is pushed down as hard. So a long *wrong* response is let off: being long makes being wrong cheap. Dividing by one number for all treats tokens
 # alike. Of the two that do, Z depends on what the other samples of the batch happened to write, and the token limit
 # does not.
 #
@@ -442,9 +445,10 @@ print(table.round(3).to_string())
 
 # %% [markdown]
 # GRPO has *sharpened* the terse way: the student writes fewer different answers to a prompt than before. That moves the
-# sampled accuracy by about one point of a hundred; nearly all answers are still wrong. Pass@8 and greedy accuracy did not
-# rise with it in the run stored here: what was rewarded is the single sample. And the log-probability of `<think>` is
-# about where it was: no sample had it, so no reward could be credited to it.
+# sampled accuracy by about one point of a hundred; nearly all answers are still wrong. Greedy accuracy *fell* in the run
+# stored here, to about a third: what was rewarded is single lucky samples, and the most probable answer is now another one, more
+# often wrong. Pass@8 did not rise either. And the log-probability of `<think>` is about where it was: no sample had it, so no
+# reward could be credited to it.
 #
 # This is one seed and sixty steps. What many seeds say is in [docs/findings.md](../docs/findings.md) and in
 # [10](10_a_fair_comparison.ipynb).

@@ -42,7 +42,10 @@ table = view.frame(pair, 0)
 table[["token", "proposal", "student_logprob", "teacher_logprob", "token_reward", "agreement"]].round(1)
 
 # %% [markdown]
-# **Predict.** Which of the three methods would change the student most at the first token, and why does one of them do
+# (`agreement` is about the student's *most probable* token and not the one that was written: a token can be the teacher's proposal
+# and still have no agreement.)
+#
+# **Predict.** Which of the four methods, reverse KL sampled or exact, GRPO and TGPO, would change the student most at the first token, and why does one of them do
 # nothing at all? (`weight_…` is the length of the method's update of the logits there; the sign says whether it raises or
 # lowers the token that was written.)
 
@@ -84,15 +87,16 @@ for place in places:
           f"for example{branch.text}")  # fmt: skip
 
 # %% [markdown]
-# `<think>` unlocks the answer, at the first place and just as well in place of the end; a digit does not. The skill needs one
-# token, and it hardly matters where.
+# `<think>` unlocks the answer, at the first place and just as well in place of the end, the two places where the teacher
+# proposes it; a digit does not. The skill needs one token.
 #
 # ## A training run, step by step
 #
 # Two short runs from the same start, with every fifth step kept. The slider chooses the step whose student is shown, the two
 # methods stand side by side.
 #
-# **Look for** the step at which the first token of TGPO's responses changes, and what its second half looks like then.
+# **Look for** the step at which TGPO's responses change, and where in a response they change first. (In the page stored here the
+# first response of step 20 still begins tersely: what has changed is its end, where a `<think>` opens the worked way.)
 
 # %%
 runs = {}
@@ -124,7 +128,8 @@ kl_panel()
 
 # %% [markdown]
 # **One position under three losses** ([08](08_tgpo.ipynb)): how each update of the logits depends on the temperature, on w, and
-# on how probable the teacher's token is.
+# on how probable the teacher's token is. (As printed, sampled reverse KL looks many times as strong as TGPO: its update is at the student's
+# habit, and the teacher's token has almost none of it. Compare the first row. Adam, too, takes the size out of it.)
 
 # %% tags=["nbval-ignore-output"]
 softmax_panel()

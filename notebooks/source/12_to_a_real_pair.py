@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 12 · To a real pair on a GPU
 #
-# **Goal.** Take what runs here on two cores to a pair of Hugging Face models on a GPU: what changes in the configuration
-# and what does not, what to check before the first step, how much memory it takes, and what to look at in the logs.
+# **Goal.** Take what runs here on two cores to a pair of Hugging Face models on a GPU: choose a pair, put prompts before it,
+# set a reward, check it all before the first step, know how much memory it takes, and what to look at in the logs.
 #
-# **Minutes.** 1 to run on two cores, 30 to work through.
+# **Minutes.** 1 to run on two cores, 50 to work through.
 #
 # **Prerequisites.** [08](08_tgpo.ipynb) and [09](09_is_the_teacher_right.ipynb). Nothing is downloaded: small stand-ins
 # with random weights have the shapes and the quirks of real models.
@@ -17,14 +17,26 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from tokenizers import AddedToken
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+)
 from transformers.utils import logging
 
-from tgpo_lab import InputError, TrainConfig, load_pair, measure_pair, train
+from tgpo_lab import InputError, TrainConfig, diagnose, evaluate, load_pair, measure_pair, train
 from tgpo_lab.exercises import check
+from tgpo_lab.memory import estimate_memory, shape_of
 from tgpo_lab.metrics import METRICS, metrics_frame, read_rows
 from tgpo_lab.pairs import load_tokenizer, pair_paths
+from tgpo_lab.prompt_format import PromptFormat
 from tgpo_lab.prompts import load_prompts
+from tgpo_lab.rewards import reward_function
 
 logging.disable_progress_bar()
 sns.set_theme(style="ticks", palette="colorblind")
@@ -54,12 +66,25 @@ print(f"response tokens in a step, at most: {tokens[0]:,} and {tokens[1]:,}, a f
 # %% [markdown]
 # The loop, the losses and the measurements are the same code. What differs is size, and three settings that follow from
 # it: bfloat16 for the teacher and for the products, activations computed twice instead of stored
-# (`gradient_checkpointing`), and a learning rate that suits billions of weights. On the command line:
+# (`gradient_checkpointing`), and a learning rate that suits billions of weights. (`mini_batches 2`: two updates from each
+# batch, so the clip of [05](05_on_policy_distillation.ipynb) has something to do.)
+#
+# A command that says everything, for a mathematics data set of the Hugging Face hub and a card of 24 GB. The first line
+# examines, the second trains; both take the same options, and `--preset gpu-24gb` holds all of these:
 #
 # ```
-# tgpo-lab train --preset paper --method tgpo --student FOLDER_OR_HUB_NAME --teacher FOLDER_OR_HUB_NAME \
-#     --dataset FILE.jsonl --prompt-column question --answer-column answer --output runs/mine
+# tgpo-lab doctor --preset gpu-24gb
+# tgpo-lab train --preset gpu-24gb --method tgpo --output runs/mine
+#
+#     --student Qwen/Qwen2.5-Math-1.5B --teacher Qwen/Qwen3-4B          which models: folders or names on the hub
+#     --dataset openai/gsm8k --dataset-config main                      which prompts: also a .jsonl or .parquet file
+#     --prompt-column question --answer-column answer --answer-after "####"     what is asked, and the right answer
+#     --prompt-template "{prompt}\nPlease reason step by step, and put your final answer within \boxed{}."
+#     --reward last_number                                              what makes a response right
+#     --lora-rank 32 --precision bfloat16 --gradient-checkpointing      what makes it fit
 # ```
+#
+# The rest of this notebook goes through these lines: what can go wrong with each, and how you would see it.
 
 # %% [markdown]
 # ## Stand-ins for real models
@@ -94,10 +119,96 @@ for name, model in (("student", pair.student), ("teacher", pair.teacher)):
 print(f"tokens that both know, and that all losses are about: {pair.vocabulary_size}")
 
 # %% [markdown]
+# ## From a question to tokens
+#
+# In the tiny world a prompt is a bare sum. A real model has been trained on prompts of some form, and answers in another form
+# if it is asked otherwise. Two options decide what it reads: `prompt_template` is text around the question, `chat_template`
+# puts it into a user's turn, with the template that comes with the student's tokenizer. Our tokenizer has none; we give it
+# the usual one of the Qwen family.
+
+# %%
+chatting = load_tokenizer(student_path)
+chatting.chat_template = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+question = "What is 17+18+13?"
+asking = "{prompt}\nPut your final answer within \\boxed{}."
+for shape_of_prompt in (
+    PromptFormat(),
+    PromptFormat(prompt_template=asking),
+    PromptFormat(prompt_template=asking, chat_template=True),
+    PromptFormat(prompt_template=asking, chat_template=True, system_prompt="You add numbers."),
+):
+    print(repr(shape_of_prompt.text(chatting, question)))
+
+# %% [markdown]
+# Base models go with the plain forms, chat models with the template. Student and teacher read the *same tokens*, those of the
+# student's template, so a teacher that knows another template is asked something strange: the doctor compares the two.
+#
+# **Prompts of unequal length.** A batch is a rectangle, and a response has to follow its prompt without a gap. So prompts are
+# padded on the *left* for sampling. Three things must then be right: the mask hides the padding, positions are counted from the
+# first real token, and the padding's own logits are never used. By hand, with the student of *far*:
+#
+# **Predict.** If the short prompt is padded and only the mask is forgotten, does the next token's distribution change?
+
+# %%
+far = load_pair("far")
+short, long = far.encode(["7+8=", "17+18+13="])
+padding = len(long) - len(short)
+padded = torch.tensor([[far.pad_token] * padding + short, long])  # (2, T)
+visible = torch.tensor([[0] * padding + [1] * len(short), [1] * len(long)])
+positions = (visible.cumsum(-1) - 1).clamp(min=0)
+print(padded.tolist(), visible.tolist(), positions.tolist(), sep="\n")
+with torch.no_grad():
+    alone = far.student(torch.tensor([short])).logits[0, -1].log_softmax(-1)  # (V,)
+    masked = far.student(padded, attention_mask=visible, position_ids=positions).logits[0, -1].log_softmax(-1)
+    unmasked = far.student(padded).logits[0, -1].log_softmax(-1)
+print(f"against the prompt alone: with mask and positions equal {torch.allclose(alone, masked, atol=1e-4)}, "
+      f"without: off by up to {(alone - unmasked).abs().max():.0f} nats")  # fmt: skip
+
+# %% [markdown]
+# The library does this in `sampling.sample_responses`, and leaves padding out altogether where it computes losses.
+#
+# ## From a response to a reward
+#
+# The student must be told what form an answer has, by the prompt or by what it has learned, and the reward must look for that form.
+# `marked_answer`, which the tiny world uses, wants `#` and an integer at the end. A real model will hardly ever write that.
+#
+# **Predict.** Four ways to say 72. Which of them does each reward accept?
+
+# %%
+said = ["so it is \\boxed{72}.", "The answer is 72.", "72", "… = 72 #72"]
+print(f"{'':24}" + "".join(f"{name:>15}" for name in ("marked_answer", "exact_match", "last_number")))
+for text in said:
+    values = [reward_function(name)(text, "72") for name in ("marked_answer", "exact_match", "last_number")]
+    print(f"{text:24}" + "".join(f"{value:15.0f}" for value in values))
+
+# %% [markdown]
+# `last_number` takes the last number of any text; it suits data sets with numbers for answers, such as gsm8k. `math_verify`
+# compares the last LaTeX expression, a `\boxed{…}` first, as mathematics (½ equals 0.5); it needs the extra
+# `pip install -e '.[math]'`. A reward of your own is `--reward package.module:function`, a function of the response and the
+# right answer that returns a number. Rewards compare text; none evaluates it. A response that was cut at the token limit gets 0 from
+# all of them.
+#
+# A reward that looks for the wrong form is 0 for ever, and nothing else tells you. So look at one before training: the prompt as
+# the model reads it, what the *teacher* answers, and the reward.
+
+# %%
+look = far.prompt_format.text(far.tokenizer, load_prompts(prompts_path)["test"]["prompt"][0])
+answered = {name: evaluate(far, far.teacher, count=32, reward=name) for name in ("marked_answer", "exact_match")}
+print(repr(look), "→", answered["marked_answer"].rollouts.texts(far.tokenizer)[0])
+for name, result in answered.items():
+    print(f"the teacher's accuracy by {name}: {result.accuracy:.2f}")
+
+# %% [markdown]
+# The same responses: all right by one reward, none by the other. If your *teacher* is wrong nearly always, look at the prompt,
+# the reward and the token limit before anything else.
+#
 # ## Check before the first step
 #
 # A real run costs hours before it shows that something was wrong from the start. Four checks take seconds. They are taken
-# apart here; `tgpo-lab doctor` takes the options of `tgpo-lab train` and makes these and more, with what to change.
+# apart here; `tgpo-lab doctor` makes these and more, with what to change.
 #
 # **1. One tokenizer.** Guidance names tokens by their ids. If the ids mean different text in the two models, every
 # number below is nonsense, and nothing crashes. So it is refused:
@@ -124,6 +235,26 @@ except InputError as error:
     print(str(error).replace(str(work), "…"))
 
 # %% [markdown]
+# **Would the paper's pair pass?** Its student is Qwen2.5-Math-7B and its teacher Qwen3-30B-A3B: two families, but nearly one
+# tokenizer. What is known: the teacher's has the student's 151,665 tokens at the same ids and four added ones behind them,
+# `<think>` and `</think>` among them. Tokens that only one side has are *cut* from both distributions and not refused, as long as they are
+# added ones and stand at the end. So by its vocabulary the pair passes. Whether both cut all texts alike the check tries on nine
+# probe texts, and that was not run here, since nothing can be downloaded. Here is the same situation in small: a teacher
+# with two added tokens.
+
+# %%
+more_tokens = load_tokenizer(teacher)
+more_tokens.add_tokens([AddedToken(t, special=False, normalized=False) for t in ("<reason>", "</reason>")])
+save_stand_in("added", Qwen3ForCausalLM(Qwen3Config(vocab_size=2176, head_dim=16, **shape)))
+more_tokens.save_pretrained(work / "added")
+cut = load_pair(student, work / "added")
+print(f"the teacher's tokenizer has {len(more_tokens)} tokens, shared and kept are {cut.vocabulary_size}")
+
+# %% [markdown]
+# A cut token has a price. A teacher that would *open* with it, as a reasoning model opens with `<think>`, cannot: the next best takes
+# its place, and the teacher is not itself. The doctor looks for that (*opening*) and warns. The remedy is a chat template without
+# thinking, or another teacher. For any other pair do not guess from its name: let the doctor look.
+#
 # **2. The end of a response.** A base model and its chat version often end with different tokens. If the student never
 # writes the token that the loop waits for, all responses run into the token limit: the classic explosion of length.
 # Compare what the loop waits for with what the two models were configured to write.
@@ -135,8 +266,25 @@ for name, model in (("student", pair.student), ("teacher", pair.teacher)):
     print(f"{name} is configured to end with", pair.tokenizer.convert_ids_to_tokens([configured]))
 
 # %% [markdown]
+# These two end alike. Now a teacher that ends otherwise, with the tokenizer's second special token:
+
+# %%
+ends_otherwise = work / "ends-otherwise"
+shutil.copytree(teacher, ends_otherwise)
+model = Qwen3ForCausalLM.from_pretrained(ends_otherwise)
+second = next(i for i in pair.tokenizer.all_special_ids if i != pair.tokenizer.eos_token_id)
+model.generation_config.eos_token_id = second
+model.save_pretrained(ends_otherwise)
+print("the loop waits for", pair.tokenizer.convert_ids_to_tokens(load_pair(student, ends_otherwise).end_tokens))
+
+# %% [markdown]
+# Any of them ends a response: a student that learns to stop as its teacher does is heard. Were only its own end counted, it
+# would talk on to the limit.
+#
 # **3. A model as its own teacher.** Student and teacher the same: then reverse KL is 0 and the two agree everywhere. If
-# they do not, the two forward passes are not the same computation: another precision, another mask, a shift by one.
+# they do not, the two forward passes are not the same computation: another precision, another mask. (Not every error shows here:
+# a shift by one in *both* passes would cancel. So the doctor also compares the log-probabilities at the time of sampling, which come
+# from another path, with those of the update: *sampling noise* below.)
 #
 # **Predict.** For the same folder twice, what are KL, rejected tokens and agreement?
 
@@ -151,7 +299,7 @@ print(f"KL(student‖teacher) {own.reverse_kl:.4f} nats, rejected {own.rejected:
 # stand-ins have nothing to say:
 
 # %%
-card = measure_pair(load_pair("far"), prompts, count=64)
+card = measure_pair(far, prompts, count=64)
 print(f"student {card.student_accuracy_sampled:.2f}, teacher {card.teacher_accuracy:.2f}")
 print(f"rejected {card.rejected:.2f}, agreement {card.agreement:.2f}, KL(student‖teacher) {card.reverse_kl:.1f} nats")
 print(f"teacher's reliability on the student's prefixes {card.reliability:.2f}")
@@ -159,7 +307,26 @@ print(f"teacher's reliability on the student's prefixes {card.reliability:.2f}")
 # %% [markdown]
 # Read it like this. High agreement and few rejected tokens: reverse KL will do. Many rejected tokens and a reliable
 # teacher: this is what guidance is for. Many rejected tokens and an unreliable teacher: guidance teaches the teacher's
-# confusion ([09](09_is_the_teacher_right.ipynb)); use a trust horizon, or another teacher.
+# confusion ([09](09_is_the_teacher_right.ipynb)); use a trust horizon, or another teacher. And where the teacher can write
+# responses cheaply, run `sft` beside it: on *far* it was as good and sooner ([10](10_a_fair_comparison.ipynb)).
+#
+# **All of it at once.** `tgpo_lab.diagnose`, on the command line `tgpo-lab doctor`, with the stand-in teacher that has two added
+# tokens. Each line is ok, a warning with what to change, or a refusal; the exit status is 0, 1 or 2.
+
+# %% tags=["nbval-ignore-output"]
+examined = TrainConfig.preset(
+    "tiny", "tgpo", student=str(student), teacher=str(work / "added"), dataset=str(prompts_path), max_new_tokens=24,
+    output=str(work / "run"),
+)  # fmt: skip
+found = diagnose(examined, prompts=8)
+for finding in found.findings:
+    print(f"{finding.level.upper()} · {finding.subject}: {finding.text}".replace(str(work), "…"))
+    if finding.change:
+        print(f"    → {finding.change}")
+
+# %% [markdown]
+# It can start, says the doctor, and warns of what random weights are bound to show: a teacher that is no better than its student.
+# On a real pair each of these warnings is a reason to stop.
 
 # %% [markdown]
 # ## Memory
@@ -211,6 +378,45 @@ in_parts = torch.cat(
     ]
 )
 print("equal to rounding:", torch.allclose(at_once, in_parts, rtol=1e-12))
+
+# %% [markdown]
+# **By the presets.** `estimate_memory` adds up all parts of a run, from the shapes of the models alone: besides weights and
+# optimizer the keys and values that are kept while sampling (one set for every token of every response that is being
+# written), activations, and a margin for fragments. Here with the published shapes, nothing is loaded:
+#
+# **Predict.** What is the largest part of the paper's setting: weights, optimizer, or sampling?
+
+# %%
+shapes = {
+    "Qwen2.5-Math-1.5B": Qwen2Config(
+        vocab_size=151936, hidden_size=1536, num_hidden_layers=28, num_attention_heads=12, num_key_value_heads=2,
+        intermediate_size=8960, tie_word_embeddings=True),
+    "Qwen2.5-Math-7B": Qwen2Config(
+        vocab_size=152064, hidden_size=3584, num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+        intermediate_size=18944, tie_word_embeddings=False),
+    "Qwen3-4B": Qwen3Config(
+        vocab_size=151936, hidden_size=2560, num_hidden_layers=36, num_attention_heads=32, num_key_value_heads=8,
+        head_dim=128, intermediate_size=9728, tie_word_embeddings=True),
+    "Qwen3-30B-A3B": Qwen3MoeConfig(
+        vocab_size=151936, hidden_size=2048, num_hidden_layers=48, num_attention_heads=32, num_key_value_heads=4,
+        head_dim=128, intermediate_size=6144, moe_intermediate_size=768, num_experts=128, num_experts_per_tok=8,
+        tie_word_embeddings=False),
+}  # fmt: skip
+for preset, student_name, teacher_name in (
+    ("gpu-24gb", "Qwen2.5-Math-1.5B", "Qwen3-4B"),
+    ("paper", "Qwen2.5-Math-7B", "Qwen3-30B-A3B"),
+):
+    planned = TrainConfig.preset(preset, "tgpo")
+    needed = estimate_memory(planned, shape_of(shapes[student_name]), shape_of(shapes[teacher_name]))
+    rows = planned.prompts_per_step * planned.group_size
+    print(f"{preset}: {needed.total / 1e9:.0f} GB, {rows} responses of up to {planned.max_new_tokens} tokens at once")
+    print("   ", ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needed.parts.items()))
+
+# %% [markdown]
+# The paper's setting does not fit on one card, and this library runs on one: its sampling alone, 1,024 responses of 8,192 tokens
+# at once, takes more than six cards of 80 GB. `gpu-24gb` and `gpu-80gb` are what fits by this sum, with adapters (`lora_rank`) in place of a trained
+# copy of all weights. **Neither has been run on its card yet.** So this course has no number for seconds a step or for the cost of a run, and
+# no result of a real pair. Take `--steps 3` first and multiply what you see; `tgpo-lab bench` gives tokens a second by phase.
 
 # %% [markdown]
 # ### Exercise 12.1 · Will it fit?
@@ -293,6 +499,14 @@ with torch.no_grad():
 # | how far apart, and is the teacher right there? | `measure_pair`, or `tgpo-lab pairs measure STUDENT TEACHER` |
 # | what happened? | `metrics.jsonl`, `load_run`, [docs/metrics.md](../docs/metrics.md) |
 #
+# | what does the model read, what is right? | `PromptFormat`; `rewards.REWARDS` |
+# | will it fit? | `memory.estimate_memory`, part of the doctor |
+#
 # - A run is a configuration; the loop is the same for 0.1 million weights and for billions.
+# - Look at one prompt, one answer of the teacher and its reward before you train.
 # - Check tokenizers, end tokens, a model as its own teacher, and the card, before the first step.
-# - Logits are the largest tensors, so they are made a few positions at a time.
+# - Logits are the largest tensors of a loss, so they are made a few positions at a time. Sampling is what fills the card.
+#
+# **The end.** You can implement TGPO ([08](08_tgpo.ipynb), forty lines), say when it fails ([09](09_is_the_teacher_right.ipynb)) and when it is not
+# needed ([10](10_a_fair_comparison.ipynb)), and start it on a real pair. Open, and worth a try: whether a schedule of w matters
+# (`tgpo-lab study schedule`), where between *near* and *far* methods part (`tgpo-lab study map`), and everything on real models.

@@ -12,7 +12,15 @@ from .checking import Exercise
 
 
 def _differences() -> list[tuple[np.ndarray]]:
-    return [(np.array(values),) for values in ([0.1, 0.2, 0.3, 0.4], [1.0, -2.0, 3.0, 1.0, 2.0], [-1.0, -1.0, -3.0])]
+    return [
+        (np.array(values),)
+        for values in (
+            [0.1, 0.2, 0.3, 0.4],
+            [1.0, -2.0, 3.0, 1.0, 2.0],
+            [-1.0, -1.0, -3.0],
+            [0.1, 0.2, 0.3, -0.3],  # two patterns give the same mean but for rounding
+        )
+    ]
 
 
 def _patterns(differences: np.ndarray) -> np.ndarray:
@@ -26,6 +34,10 @@ def _one_sided(differences: np.ndarray) -> float:
 
 def _strictly(differences: np.ndarray) -> float:
     return float((np.abs(_patterns(differences)) > abs(differences.mean()) + 1e-12).mean())
+
+
+def _no_margin(differences: np.ndarray) -> float:
+    return float((np.abs(_patterns(differences)) >= abs(differences.mean())).mean())
 
 
 def _p_values() -> list[tuple[np.ndarray]]:
@@ -42,6 +54,14 @@ def _adjusted(p_values: np.ndarray, *, monotone: bool = True, ordered: bool = Tr
     if ordered:
         result[order] = scaled
     return np.minimum(result, 1)
+
+
+def _maximum_from_the_start(p_values: np.ndarray) -> np.ndarray:
+    order = np.argsort(p_values)
+    scaled = p_values[order] * len(p_values) / np.arange(1, len(p_values) + 1)
+    result = np.empty(len(p_values))
+    result[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return result
 
 
 def _as_list(function, *arguments):
@@ -61,6 +81,12 @@ EXERCISES = (
             "This is a number of patterns; the p-value is their share.": (
                 lambda differences: sign_flip_p(differences) * 2 ** len(differences)
             ),
+            "Rounding made means that are equally far from zero a tiny bit smaller: compare with a margin of 1e-12.": (
+                _no_margin
+            ),
+            "This is Student's t-test, which takes the differences for normally distributed. Flip the signs instead.": (
+                lambda differences: float(stats.ttest_1samp(differences, 0).pvalue)
+            ),
         },
     ),
     Exercise(
@@ -74,6 +100,9 @@ EXERCISES = (
             ),
             "The values are right and in the order of size: put them back in the order in which they came.": (
                 lambda p_values: _adjusted(p_values, ordered=False)
+            ),
+            "This is a running maximum from the smallest one on: take the running minimum from the largest one back.": (
+                _maximum_from_the_start
             ),
             "This is Bonferroni's correction, m times each p-value; here the k-th smallest is multiplied by m/k.": (
                 lambda p_values: np.minimum(p_values * len(p_values), 1)

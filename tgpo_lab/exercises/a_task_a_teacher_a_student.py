@@ -38,6 +38,11 @@ def _first_mark(response, answer):
     return float(response.partition("#")[2].strip(" ") == answer)
 
 
+def _second_part(response, answer):
+    parts = response.split("#")
+    return float(len(parts) > 1 and parts[1].strip() == answer)
+
+
 def _without_a_mark(response, answer):
     return float(response.split("#")[-1].strip(" ") == answer)
 
@@ -101,6 +106,10 @@ def _rejected(student_logprobs, teacher_logprobs, mask, threshold):
     return ((student_logprobs - teacher_logprobs)[mask] > threshold).float().mean().item()
 
 
+def _either_sign(student_logprobs, teacher_logprobs, mask, threshold):
+    return ((student_logprobs - teacher_logprobs)[mask].abs() > threshold).float().mean().item()
+
+
 def _other_way_round(student_logprobs, teacher_logprobs, mask, threshold):
     return _rejected(teacher_logprobs, student_logprobs, mask, threshold)
 
@@ -143,6 +152,7 @@ EXERCISES = (
             ),
             "You took the first #. A response that names several answers has named the last one.": _first_mark,
             "Without a # no answer was given, but yours takes the whole response for it.": _without_a_mark,
+            "You read what stands between the first # and the next; the last one counts.": _second_part,
             "Spaces around the number are allowed: strip them.": _spaces_refused,
             "Compared as numbers, 0168 and digits of other scripts pass. Compare the text.": _as_numbers,
             "Compared as numbers with a point, 168.0 passes. Compare the text.": _as_floats,
@@ -189,6 +199,8 @@ EXERCISES = (
                 _divided_by_places
             ),
             "This is a mean of the rows' shares; take all tokens together.": _mean_of_rows,
+            "You took the size of the difference, whatever its sign: what the teacher finds more probable is not "
+            "rejected.": _either_sign,
             "You looked at the teacher alone. A token is rejected when it is less probable than under the student by "
             "more than the threshold.": _improbable,
         },

@@ -64,21 +64,21 @@ def check_function(exercise: Exercise, function: Callable) -> CheckResult:
     if not callable(function):
         return CheckResult(exercise, False, f"The check takes a function, but was given {_shown(function)}.")
     got: list[object] = []
-    for arguments in exercise.cases():
+    for number, arguments in enumerate(exercise.cases(), 1):
         try:
             got.append(exercise.observe(function, *copy.deepcopy(arguments)))
         except NotImplementedError:
             return CheckResult(exercise, False, "Nothing here yet: put your own lines in place of the last one.")
         except Exception as error:  # whatever a learner's code raises is shown, not passed on
-            sentence = f"Your function raised {type(error).__name__}: {error}"
-            return CheckResult(exercise, False, sentence[:400])
+            sentence = f"{_case(number, arguments)}: your function raised {type(error).__name__}: {error}"
+            return CheckResult(exercise, False, sentence[:600])
     wanted = _outcomes(exercise, exercise.reference)
     if all(_equal(a, b, exercise.tolerance) for a, b in zip(got, wanted, strict=True)):
         return CheckResult(exercise, True, f"Same results as the reference on {len(wanted)} cases.")
     for message, wrong in exercise.mistakes.items():
         if all(_equal(a, b, exercise.tolerance) for a, b in zip(got, _outcomes(exercise, wrong), strict=True)):
             return CheckResult(exercise, False, message)
-    return CheckResult(exercise, False, _difference(got, wanted, exercise.tolerance))
+    return CheckResult(exercise, False, _difference(exercise, got, wanted))
 
 
 def _outcomes(exercise: Exercise, function: Callable) -> list[object]:
@@ -105,24 +105,43 @@ def _equal(given: object, wanted: object, tolerance: float) -> bool:
     return type(given) is type(wanted) and given == wanted
 
 
-def _difference(got: Sequence[object], wanted: Sequence[object], tolerance: float) -> str:
-    """The first case that differs, in one sentence."""
-    number, given, right = next(
-        (n, a, b) for n, (a, b) in enumerate(zip(got, wanted, strict=True), 1) if not _equal(a, b, tolerance)
+def _difference(exercise: Exercise, got: Sequence[object], wanted: Sequence[object]) -> str:
+    """The first case that differs with what it was called with, in one sentence."""
+    number, given, right, arguments = next(
+        (n, a, b, arguments)
+        for n, (a, b, arguments) in enumerate(zip(got, wanted, exercise.cases(), strict=True), 1)
+        if not _equal(a, b, exercise.tolerance)
     )
     if given is None:
         return "Your function returned None: is a return missing?"
+    case = _case(number, arguments)
     if isinstance(right, Tensor) and not isinstance(given, Tensor):
-        return f"Case {number}: expected a tensor of shape {tuple(right.shape)}, but got {_shown(given)}."
+        return f"{case}: expected a tensor of shape {tuple(right.shape)}, but got {_shown(given)}."
     if isinstance(right, Tensor) and given.shape != right.shape:
-        return f"Case {number}: expected the shape {tuple(right.shape)}, but got {tuple(given.shape)}."
-    return f"Case {number}: expected {_shown(right)}, but got {_shown(given)}."
+        return f"{case}: expected the shape {tuple(right.shape)}, but got {tuple(given.shape)}."
+    return f"{case}: expected {_shown(right)}, but got {_shown(given)}."
+
+
+def _case(number: int, arguments: Sequence[object]) -> str:
+    return f"Case {number}, called with ({', '.join(_shown(argument) for argument in arguments)})"
 
 
 def _shown(value: object) -> str:
     if isinstance(value, Tensor):
         value = value.detach()
-        text = str([round(x, 4) for x in value.flatten()[:6].tolist()] if value.ndim else round(value.item(), 4))
-        return f"a tensor {text}" + (" …" if value.numel() > 6 else "")
-    text = f"{value:.4g}" if isinstance(value, float) else repr(value)
+        if not value.ndim:
+            return f"a tensor {_rounded(value.item())}"
+        text = f"a tensor {[_rounded(x) for x in value.flatten()[:6].tolist()]}" + (" …" if value.numel() > 6 else "")
+        return text if value.ndim == 1 else f"{text} of shape {tuple(value.shape)}"
+    if isinstance(value, tuple | list):
+        text = ", ".join(_shown(item) for item in value)
+        text = f"({text})" if isinstance(value, tuple) else f"[{text}]"
+    elif callable(value):
+        text = getattr(value, "__name__", type(value).__name__).lstrip("_")
+    else:
+        text = f"{value:.4g}" if isinstance(value, float) else repr(value)
     return text if len(text) < 120 else text[:117] + "…"
+
+
+def _rounded(value: float) -> float:
+    return round(value, 4)

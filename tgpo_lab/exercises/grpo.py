@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,30 +28,24 @@ def _unguarded(rewards: Tensor, group_size: int) -> Tensor:
     return ((groups - groups.mean(-1, keepdim=True)) / groups.std(-1, keepdim=True)).flatten()
 
 
-def _ratios() -> list[tuple[Tensor, Tensor, float, float, float]]:
-    old = torch.tensor(-2.0)
-    return [
-        (old + torch.tensor(shift), old, advantage, 0.2, 0.28)
-        for shift in (-0.6, 0.1, 0.6)
-        for advantage in (-1.5, 1.0)
-    ]
+def _moved() -> list[tuple[Tensor, Tensor, Tensor, float, float]]:
+    ratios = torch.tensor([0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5])
+    old = torch.linspace(-3, -1, 7).expand(3, 7)
+    advantages = torch.tensor([[1.0], [-1.5], [0.0]]).expand(3, 7)
+    return [(old + ratios.log(), old, advantages, 0.2, high) for high in (0.28, 0.2)]
 
 
-def _value_and_gradient(function, logprob, old_logprob, advantage, low, high):
-    """The objective of one token and its gradient by log πθ; 0 where none reaches it."""
-    logprob = logprob.clone().requires_grad_()
-    value = function(logprob, old_logprob, advantage, low, high)
-    if not isinstance(value, Tensor):
-        return value
-    if not value.requires_grad:
-        return value, torch.zeros(())
-    gradient = torch.autograd.grad(value, logprob)[0]
-    return value.detach(), gradient
+def _stopped(logprobs, old_logprobs, advantages, low, high):
+    """By autograd, so that no condition is written down twice."""
+    logprobs = logprobs.clone().requires_grad_()
+    ratio = (logprobs - old_logprobs).exp()
+    surrogate = torch.minimum(ratio * advantages, ratio.clamp(1 - low, 1 + high) * advantages)
+    return torch.autograd.grad(surrogate.sum(), logprobs)[0] == 0
 
 
-def _surrogate(logprob, old_logprob, advantage, low, high):
-    ratio = (logprob - old_logprob).exp()
-    return torch.minimum(ratio * advantage, ratio.clamp(1 - low, 1 + high) * advantage)
+def _by_conditions(where: Callable[..., Tensor]) -> Callable:
+    """A function like the learner's from a condition on ratio, advantages, low and high."""
+    return lambda logprobs, old, advantages, low, high: where((logprobs - old).exp(), advantages, low, high)
 
 
 def _informative(accuracies: Tensor, group_size: int) -> Tensor:
@@ -87,34 +83,32 @@ EXERCISES = (
     ),
     Exercise(
         "07.2",
-        "the clipped surrogate of one token",
-        _surrogate,
-        _ratios,
+        "which tokens have stopped",
+        _stopped,
+        _moved,
         {
-            "The ratio is πθ/π_old: take exp() of the difference of the log-probabilities.": (
-                lambda logprob, old, advantage, low, high: torch.minimum(
-                    (logprob - old) * advantage, (logprob - old).clamp(1 - low, 1 + high) * advantage
+            "Every token outside the clip range is counted. One that has moved the wrong way is still pulled back: the "
+            "minimum takes the plain product there.": _by_conditions(
+                lambda ratio, a, low, high: (ratio > 1 + high) | (ratio < 1 - low) | (a == 0)
+            ),
+            "It is the other two corners: a wanted token stops above the range, an unwanted one below it.": (
+                _by_conditions(
+                    lambda ratio, a, low, high: (a > 0) & (ratio < 1 - low) | (a < 0) & (ratio > 1 + high) | (a == 0)
                 )
             ),
-            "The minimum is missing: the clipped product alone also stops a token that has moved the wrong way.": (
-                lambda logprob, old, advantage, low, high: (logprob - old).exp().clamp(1 - low, 1 + high) * advantage
+            "Tokens with advantage 0 are missing: whatever their ratio is, 0 times it has no gradient.": _by_conditions(
+                lambda ratio, a, low, high: (a > 0) & (ratio > 1 + high) | (a < 0) & (ratio < 1 - low)
             ),
-            "This is the larger of the two products; the surrogate takes the smaller, the more cautious one.": (
-                lambda logprob, old, advantage, low, high: torch.maximum(
-                    (logprob - old).exp() * advantage, (logprob - old).exp().clamp(1 - low, 1 + high) * advantage
-                )
+            "The upper bound is 1 + high, and high can differ from low.": _by_conditions(
+                lambda ratio, a, low, high: (a > 0) & (ratio > 1 + low) | (a < 0) & (ratio < 1 - low) | (a == 0)
             ),
-            "The sign is that of the loss; the surrogate itself is to be made large.": (
-                lambda *arguments: -_surrogate(*arguments)
+            "Only wanted tokens are considered; one with an advantage below zero stops as well, below 1 − low.": (
+                _by_conditions(lambda ratio, a, low, high: (a > 0) & (ratio > 1 + high) | (a == 0))
             ),
-            "The upper bound is 1 + high, and high differs from low here.": (
-                lambda logprob, old, advantage, low, high: _surrogate(logprob, old, advantage, low, low)
-            ),
-            "The values are right, but no gradient reaches log πθ: do not detach it.": (
-                lambda logprob, *others: _surrogate(logprob.detach(), *others)
+            "It is the other way round: True is for a token without gradient.": lambda *arguments: (
+                ~_stopped(*arguments)
             ),
         },
-        observe=_value_and_gradient,
     ),
     Exercise(
         "07.3",

@@ -51,6 +51,11 @@ def _sum_over_tokens(logprobs, teacher_logprobs, mask):
     return _reference(logprobs, teacher_logprobs, mask) * mask.sum()
 
 
+def _mean_of_rows(logprobs, teacher_logprobs, mask):
+    losses = torch.where(mask, -(teacher_logprobs - logprobs).detach() * logprobs, 0.0)
+    return (losses.sum(-1) / mask.sum(-1)).mean()
+
+
 def _packed() -> list[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]:
     random = torch.Generator().manual_seed(6)
     values = torch.rand(5, 6, generator=random)
@@ -97,6 +102,16 @@ def _choice(choose):
     return loss
 
 
+def _ratio_of_logarithms(logprobs, old_logprobs, advantages, mask):
+    ratio = logprobs / old_logprobs
+    return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)[mask].mean()
+
+
+def _minimum_of_ratios(logprobs, old_logprobs, advantages, mask):
+    ratio = (logprobs - old_logprobs).exp()
+    return -(torch.minimum(ratio, ratio.clamp(0.8, 1.2)) * advantages)[mask].mean()
+
+
 EXERCISES = (
     Exercise(
         "05.1",
@@ -117,6 +132,8 @@ EXERCISES = (
             "Padding is left out of the sum but not of the number it is divided by: use the number of unmasked "
             "positions.": _padding_in_the_normalizer,
             "This is a sum over tokens; the loss is a mean over the response tokens of the batch.": _sum_over_tokens,
+            "This is a mean over each response first, then over responses: a token of a short one weighs more. Divide "
+            "once, by all response tokens.": _mean_of_rows,
         },
         _gradient,
     ),
@@ -153,6 +170,11 @@ EXERCISES = (
             "Nothing is clipped here: this is the plain importance-weighted loss.": _choice(
                 lambda plain, clipped: plain
             ),
+            "The ratio is one of probabilities: take exp() of the difference of the log-probabilities.": (
+                _ratio_of_logarithms
+            ),
+            "The smaller ratio is taken before it is multiplied by A. For A below zero the smaller product is that of "
+            "the larger ratio: multiply first.": _minimum_of_ratios,
             "The sign is the wrong way round: a loss is minimised, so it is minus the smaller product.": (
                 lambda *arguments: -_surrogate(*arguments)
             ),

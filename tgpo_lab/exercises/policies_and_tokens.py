@@ -72,6 +72,11 @@ def _values() -> list[tuple]:
     return [(values, mask, 8.0), (values, mask), (values[:1], mask[:1], 4.0)]
 
 
+def _mean_of_rows(values, mask, normalizer=None):
+    chosen = torch.where(mask, values, 0.0)
+    return chosen.sum() / normalizer if normalizer else (chosen.sum(-1) / mask.sum(-1)).mean()
+
+
 def _with_normalizer(values, mask, normalizer=None):
     return masked_sum(values, mask, normalizer)
 
@@ -134,6 +139,9 @@ EXERCISES = (
             ),
             "Without a normaliser, divide by the number of true places, not by all places.": (
                 lambda values, mask, normalizer=None: masked_sum(values, mask, normalizer or mask.numel())
+            ),
+            "This is a mean of the rows' means: a token of a short row weighs more. Divide once, by all true places.": (
+                _mean_of_rows
             ),
             "This is the sum; the division is missing.": (
                 lambda values, mask, normalizer=None: torch.where(mask, values, 0.0).sum()

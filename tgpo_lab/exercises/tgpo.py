@@ -65,6 +65,19 @@ def _mean_of_means(student_logits, teacher_logits, tokens, mask):
     return (torch.where(mask, losses, 0.0).sum(-1) / mask.sum(-1)).mean()
 
 
+def _where_they_differ(student_logits, teacher_logits, tokens, mask):
+    best = teacher_logits.argmax(-1)
+    return guidance_loss(student_logits, best, mask & (tokens != best))
+
+
+def _students_own(student_logits, teacher_logits, tokens, mask):
+    return guidance_loss(student_logits, student_logits.argmax(-1), mask)
+
+
+def _teachers_score(student_logits, teacher_logits, tokens, mask):
+    return guidance_loss(teacher_logits, teacher_logits.argmax(-1), mask)
+
+
 def _forward_kl(student_logits, teacher_logits, tokens, mask):
     return masked_sum(forward_kl_per_token(student_logits, teacher_logits), mask)
 
@@ -107,6 +120,12 @@ EXERCISES = (
             "Padding counts in the mean: divide by the number of unmasked tokens, not by B·T.": _padding_in_mean,
             "The mask is not used: positions after the end of a response are taught as well.": _without_mask,
             "This is a mean over each response first: divide once, by all unmasked tokens.": _mean_of_means,
+            "Places at which the student wrote the teacher's token already are left out; the mean is over all unmasked "
+            "places, whatever was written there.": _where_they_differ,
+            "You taught the student's own most probable token; take the argmax of the teacher's logits.": _students_own,
+            "You scored the teacher's tokens under the teacher itself; the loss is about log πθ, the student's.": (
+                _teachers_score
+            ),
             "This is the cross-entropy against the teacher's whole distribution, and a gradient flows into the "
             "teacher. Take its most probable token alone.": _whole_distribution,
             "This is the forward KL, over the whole vocabulary. Take the teacher's best token alone.": _forward_kl,

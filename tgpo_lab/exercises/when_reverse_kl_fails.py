@@ -101,6 +101,9 @@ EXERCISES = (
             "‖e_v − π‖² is missing: this is the second moment of the reward, not of the gradient.": _sum_over_tokens(
                 _policy, _squared_reward, lambda student, teacher: 1
             ),
+            "‖e_v − π‖² is more than (1 − π(v))²: all other entries of the vector, −π(u), count as well.": (
+                _sum_over_tokens(_policy, _squared_reward, lambda student, teacher: (1 - student.exp()).square())
+            ),
             "The norm ‖e_v − π‖ is not squared.": _sum_over_tokens(
                 _policy, _squared_reward, lambda student, teacher: _squared_score(student, teacher).sqrt()
             ),
