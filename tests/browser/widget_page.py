@@ -8,7 +8,8 @@ from tgpo_lab.widgets import GuidanceExplorer
 from tgpo_lab.widgets.pages import module_source, style_source
 
 LOAD = """async ({ source, style, state }) => {
-  document.head.append(Object.assign(document.createElement("style"), { textContent: style }));
+  // First, so that the host's styles win where both are as specific.
+  document.head.prepend(Object.assign(document.createElement("style"), { textContent: style }));
   const url = URL.createObjectURL(new Blob([source], { type: "text/javascript" }));
   const module = await import(url);
   const listeners = {};
