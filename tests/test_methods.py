@@ -28,6 +28,7 @@ class HandPositions:
         tokens = self.take(batch.rollouts.responses)
         self.logprobs = self.logits.log_softmax(-1).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         self.behaviour_logprobs = self.logprobs.detach()
+        self.importance_weights = None
 
     def take(self, values):
         return values[self.row, self.step].unsqueeze(0)

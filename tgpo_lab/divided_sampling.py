@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from .config import TrainConfig
+from .engine import Engine, OwnEngine
 from .pairs import Pair
 from .processes import Processes
 from .randomness import generator_for
 from .rollouts import Rollouts, join_rollouts
-from .sampling import sample_responses
-from .sharding import whole_weights
 
 
 def sample_divided(
     processes: Processes,
-    model: PreTrainedModel,
+    engine: Engine,
     prompts: list[list[int]],
     max_new_tokens: int,
     end_tokens: list[int],
@@ -26,28 +24,29 @@ def sample_divided(
     samples_per_prompt: int = 1,
     **options: object,
 ) -> Rollouts:
-    """:func:`tgpo_lab.sampling.sample_responses`, each process with its share of the prompts; all get all responses.
+    """:meth:`tgpo_lab.engine.Engine.sample`, each process with its share of the prompts; all get all responses.
 
     They are those of one process, as long as rounding does not carry a random number over the edge of a token.
 
     Args:
         processes: to divide the prompts over.
-        model, prompts, max_new_tokens, end_tokens, pad_token, samples_per_prompt, options: as there.
+        engine: of this process.
+        prompts, max_new_tokens, end_tokens, pad_token, samples_per_prompt, options: as there.
     """
     share = processes.share(len(prompts))
     own = None
-    with whole_weights(model):
+    with engine.load_weights():
         if len(share):
-            own = sample_responses(
-                model, prompts[share.start : share.stop], max_new_tokens, end_tokens, pad_token,
+            own = engine.sample(
+                prompts[share.start : share.stop], max_new_tokens, end_tokens, pad_token,
                 samples_per_prompt=samples_per_prompt, first=share.start, of=len(prompts), **options,
             )  # fmt: skip
     if processes.number == 1:
         return own
     width = processes.largest(0 if own is None else own.responses.shape[1])
     rows = len(prompts) * samples_per_prompt
-    responses = torch.zeros(rows, width, dtype=torch.long, device=model.device)
-    lengths, finished = (torch.zeros(rows, dtype=torch.long, device=model.device) for _ in range(2))
+    responses = torch.zeros(rows, width, dtype=torch.long, device=engine.device)
+    lengths, finished = (torch.zeros(rows, dtype=torch.long, device=engine.device) for _ in range(2))
     if own is not None:
         here = slice(share.start * samples_per_prompt, share.stop * samples_per_prompt)
         responses[here, : own.responses.shape[1]], lengths[here], finished[here] = (
@@ -55,26 +54,32 @@ def sample_divided(
             own.lengths,
             own.finished,
         )
-    for values in (responses, lengths, finished):
+    logprobs = torch.zeros(rows, width, device=engine.device)
+    if own is not None and own.logprobs is not None:
+        logprobs[here, : own.logprobs.shape[1]] = own.logprobs
+    drawn = processes.any(own is not None and own.logprobs is not None)
+    for values in (responses, lengths, finished, logprobs):
         processes.sum(values)
-    mask = torch.arange(width, device=model.device) < lengths.unsqueeze(-1)
+    mask = torch.arange(width, device=engine.device) < lengths.unsqueeze(-1)
     return Rollouts(
         [prompt for prompt in prompts for _ in range(samples_per_prompt)],
         responses.where(mask, pad_token),
         mask,
         finished.bool(),
         pad_token,
+        logprobs if drawn else None,
     )
 
 
 def sample_step(
-    config: TrainConfig, pair: Pair, prompts: list[list[int]], step: int, processes: Processes
+    config: TrainConfig, pair: Pair, engine: Engine, prompts: list[list[int]], step: int, processes: Processes
 ) -> tuple[Rollouts, Tensor]:
     """The student's rollouts and, where the method learns from them, the teacher's own after them.
 
     Args:
         config: the run.
         pair: the models.
+        engine: samples from the student.
         prompts: token ids of the step's prompts.
         step: decides the random numbers.
         processes: to divide the prompts over.
@@ -89,7 +94,7 @@ def sample_step(
             parts.append(
                 sample_divided(
                     processes,
-                    pair.student if writer == "student" else pair.teacher,
+                    engine if writer == "student" else OwnEngine(pair.teacher),
                     prompts,
                     config.max_new_tokens,
                     pair.end_tokens,

@@ -1,7 +1,7 @@
 """The training loop, for every method: sample → reward → teacher → update → measure → save.
 
-One file, read top to bottom. It deviates from the paper's set-up in this: rollouts are sampled by
-the model itself and not by a serving engine; responses cut at the token limit get no reward; by
+One file, read top to bottom. It deviates from the paper's set-up in this: by default rollouts are
+sampled by the model itself and not by a serving engine; responses cut at the token limit get no reward; by
 default one update is made per batch, so π_old is πθ and nothing is clipped.
 
     python -m tgpo_lab train --method tgpo --student far --output runs/tgpo
@@ -41,6 +41,7 @@ from .stopping import StopRequest, refuse_non_finite
 from .student_pass import StudentPass, accumulate_gradients, student_passes
 from .teacher import ask_teacher
 from .trackers import tracked, tracking_accelerator
+from .vllm_engine import require_vllm
 
 
 def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = True) -> RunResult:
@@ -65,6 +66,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     """
     if config.lora_rank:
         require_peft()
+    if config.engine == "vllm":
+        require_vllm()
     directory = Path(config.output)
     accelerator = tracking_accelerator(directory, config.trackers)
     processes = Processes(accelerator, f"To go on: tgpo-lab train --resume {directory}, with all processes.")
@@ -103,7 +106,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         with autocast():
             return evaluate(pair, prompts=run.held_out, temperature=config.evaluation_temperature, seed=config.seed,
                             max_new_tokens=config.max_new_tokens, reward=config.reward,
-                            processes=processes).accuracy  # fmt: skip
+                            processes=processes, engine=run.engine).accuracy  # fmt: skip
 
     if not resume:
         save(0)  # from here on there is always a whole checkpoint to go back to
@@ -130,7 +133,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             chosen = run.training_prompts[rows]
             prompts = pair.encode(chosen["prompt"])
             with autocast():
-                rollouts, from_teacher = sample_step(config, pair, prompts, step, processes)
+                rollouts, from_teacher = sample_step(config, pair, run.engine, prompts, step, processes)
             row["seconds_sample"] = clock.lap()
 
             # ── Reward ───────────────────────────────────────────────────────────────────────────
@@ -168,6 +171,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 group_size=config.group_size,
                 max_new_tokens=config.max_new_tokens,
                 random=generator_for(config.seed, "method", step),
+                importance_cap=config.importance_cap,
             )
             row["seconds_teacher"] = clock.lap()
 
