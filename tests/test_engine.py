@@ -168,8 +168,16 @@ def test_the_models_own_end_token_does_not_end_a_response_that_others_end(pair, 
     pair.student.config.eos_token_id = 1
     engine = VLLMEngine(pair.student, max_length=40, precision="float32")
     rollouts = sampled(engine, pair, prompts=["7+8="], samples_per_prompt=40, vocabulary_size=8, ends=[7])
-    inside = rollouts.responses[:, :-1][rollouts.mask[:, :-1]]
+    inside = rollouts.responses[:, :-1][rollouts.mask[:, 1:]]  # those that another token follows
     assert (inside == 1).any(), "no sample has the model's end token inside: take another seed"
+
+
+def test_samples_stand_in_the_order_of_their_seeds(pair, vllm):
+    """Not as they finish: the first three of six are the three of three."""
+    engine = VLLMEngine(pair.student, max_length=40, precision="float32")
+    options = {"prompts": PROMPTS[:1], "tokens": 6, "temperature": 2.0, "ends": [1]}
+    six, three = (sampled(engine, pair, samples_per_prompt=n, **options) for n in (6, 3))
+    assert torch.equal(six.responses[:3], three.responses)
 
 
 def test_end_tokens_that_no_model_can_write_are_left_out(pair, vllm):
