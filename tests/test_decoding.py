@@ -20,7 +20,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from tgpo_lab.decoding import _KnownLayers, _OwnForwardPass, next_hidden, preallocated_cache
+from tgpo_lab.decoding import KnownLayers, _OwnForwardPass, next_hidden, preallocated_cache
 from tgpo_lab.sampling import sample_responses
 
 VOCABULARY, END, PAD = 50, 49, 0
@@ -151,7 +151,7 @@ def same(found, expected) -> None:
 def test_a_known_architecture_is_read_by_its_own_modules(family):
     for rope in (PLAIN, LINEAR, LLAMA3, YARN):
         model = KNOWN[family](**SHAPE, rope_parameters=rope)
-        assert type(next_hidden(model, preallocated_cache(model, 8), 8)) is _KnownLayers
+        assert type(next_hidden(model, preallocated_cache(model, 8), 8)) is KnownLayers
 
 
 @pytest.mark.parametrize("family", KNOWN)

@@ -30,6 +30,7 @@ class HandPositions:
             for tokens in (batch.rollouts.responses, batch.teacher.tokens)
         )
         self.behaviour_logprobs = self.logprobs.detach()
+        self.importance_weights = None
 
     def take(self, values):
         return values[self.row, self.step].unsqueeze(0)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .importance import truncated_importance_weights
 from .losses import token_logprobs
 from .policy import project_to_vocabulary
 from .rollouts import Rollouts
@@ -35,6 +36,8 @@ class Batch:
     max_new_tokens: int
     random: torch.Generator
     """CPU generator for choices that a method makes."""
+    importance_cap: float | None = None
+    """Largest importance weight of a token; None for no weights."""
 
     @property
     def student_mask(self) -> Tensor:
@@ -105,6 +108,14 @@ class Positions:
         """(1, N) log π_old."""
         known = self.batch.behaviour_logprobs
         return self.logprobs.detach() if known is None else self.take(known)
+
+    @property
+    def importance_weights(self) -> Tensor | None:
+        """(1, N) :func:`tgpo_lab.importance.truncated_importance_weights`, if the batch is to have them."""
+        cap, drawn_under = self.batch.importance_cap, self.batch.rollouts.logprobs
+        if cap is None or drawn_under is None:
+            return None
+        return truncated_importance_weights(self.behaviour_logprobs, self.take(drawn_under), cap)
 
     def teacher_logits(self, where: Tensor | None = None) -> Tensor:
         """(1, N, V) teacher logits, or only those of the positions ``where`` (N,) bool."""

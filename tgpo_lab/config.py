@@ -101,6 +101,18 @@ class TrainConfig:
     """Responses are cut after so many tokens."""
     temperature: float = 1.0
     """Divides the student's logits, in sampling and in the loss alike."""
+    engine: Literal["own", "vllm"] = "own"
+    """What samples the student's responses: own, the loop's own cached sampling, or vllm (needs the extra vllm), a
+    second copy of the student in the same process."""
+    importance_cap: float | None = None
+    """Largest importance weight π_old(y_t)/π_engine(y_t), 1 or more or inf, by which policy-gradient terms are
+    multiplied where the engine drew under other log-probabilities than the update computes; left out, no weights."""
+    compile_decoding: bool = False
+    """Of the own engine: read tokens with tensors of fixed shape through torch.compile, on a GPU as a CUDA graph."""
+    vllm_memory_share: float = 0.3
+    """Of vllm: share of the GPU's memory that it takes, its copy of the weights included."""
+    vllm_sleep: bool = False
+    """Of vllm: give that memory back while the student learns, at the price of waking up each step."""
 
     # Update
     learning_rate: float = 3e-4
@@ -181,6 +193,22 @@ class TrainConfig:
                 f"{type(self.method).__name__} compares the samples of a group, so group_size must be 2 or more, "
                 f"but is {self.group_size}."
             )
+        if self.engine not in ("own", "vllm"):
+            raise InputError(f"engine must be own or vllm, but is {self.engine!r}.")
+        if self.importance_cap is not None and not self.importance_cap >= 1:
+            raise InputError(
+                f"importance_cap must be 1 or more (inf for no cap), but is {self.importance_cap}: a smaller one would "
+                "shrink terms of tokens on which engine and update agree."
+            )
+        if not 0 < self.vllm_memory_share <= 1:
+            raise InputError(f"vllm_memory_share must be above 0 and at most 1, but is {self.vllm_memory_share}.")
+        if self.engine == "vllm" and self.compile_decoding:
+            raise InputError("compile_decoding is an option of the own engine, but engine is vllm. Leave one out.")
+        for name in ("temperature", "evaluation_temperature"):
+            if self.engine == "vllm" and (value := getattr(self, name)) and not 0.01 <= value <= 2:
+                raise InputError(f"{name} must be from 0.01 to 2 with vllm, which takes no other, but is {value}.")
+        if self.engine == "own" and self.vllm_sleep:
+            raise InputError("vllm_sleep is an option of vllm, but engine is own. Set engine to vllm.")
         if self.mini_batches > self.prompts_per_step:
             raise InputError(
                 f"mini_batches ({self.mini_batches}) cannot exceed prompts_per_step ({self.prompts_per_step}): "

@@ -86,14 +86,16 @@ class NextHidden(Protocol):
 
 def next_hidden(model: PreTrainedModel, cache: DynamicCache, capacity: int) -> NextHidden:
     """The fastest known way to read single tokens into ``cache``, which holds a prompt already."""
-    config = model.config
-    known = (
+    return KnownLayers(model, cache, capacity) if known_layers(model) else _OwnForwardPass(model, cache)
+
+
+def known_layers(model: PreTrainedModel) -> bool:
+    """Whether :class:`KnownLayers` computes what this model's own forward pass does."""
+    return (
         type(model) in _KNOWN_MODELS
-        and getattr(config, "rope_parameters", {}).get("rope_type") in _FIXED_ROTATIONS
-        and all(type(layer) is PreallocatedLayer for layer in cache.layers)  # no sliding window
-        and model.device.type != "meta"  # an offloaded weight is there only while its module is called
+        and getattr(model.config, "rope_parameters", {}).get("rope_type") in _FIXED_ROTATIONS
+        and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)  # no sliding window
     )
-    return _KnownLayers(model, cache, capacity) if known else _OwnForwardPass(model, cache)
 
 
 class _OwnForwardPass:
@@ -112,7 +114,7 @@ class _OwnForwardPass:
         ).last_hidden_state[:, -1]
 
 
-class _KnownLayers:
+class KnownLayers:
     """Single tokens through the modules of a known decoder: pre-norm, rotary positions, gated feed-forward."""
 
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, capacity: int):

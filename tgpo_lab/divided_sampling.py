@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import torch
-from transformers import PreTrainedModel
 
+from .engine import Engine
 from .processes import Processes
 from .rollouts import Rollouts
-from .sampling import sample_responses
-from .sharding import whole_weights
 
 
 def sample_divided(
     processes: Processes,
-    model: PreTrainedModel,
+    engine: Engine,
     prompts: list[list[int]],
     max_new_tokens: int,
     end_tokens: list[int],
@@ -22,20 +20,21 @@ def sample_divided(
     samples_per_prompt: int = 1,
     **options: object,
 ) -> Rollouts:
-    """:func:`tgpo_lab.sampling.sample_responses`, each process with its share of the prompts; all get all responses.
+    """:meth:`tgpo_lab.engine.Engine.sample`, each process with its share of the prompts; all get all responses.
 
     They are those of one process, as long as rounding does not carry a random number over the edge of a token.
 
     Args:
         processes: to divide the prompts over.
-        model, prompts, max_new_tokens, end_tokens, pad_token, samples_per_prompt, options: as there.
+        engine: of this process.
+        prompts, max_new_tokens, end_tokens, pad_token, samples_per_prompt, options: as there.
     """
     share = processes.share(len(prompts))
     own = None
-    with whole_weights(model):
+    with engine.load_weights():
         if len(share):
-            own = sample_responses(
-                model, prompts[share.start : share.stop], max_new_tokens, end_tokens, pad_token,
+            own = engine.sample(
+                prompts[share.start : share.stop], max_new_tokens, end_tokens, pad_token,
                 samples_per_prompt=samples_per_prompt, first=share.start, of=len(prompts), **options,
             )  # fmt: skip
     if processes.number == 1:
@@ -51,7 +50,11 @@ def sample_divided(
             own.lengths,
             own.finished,
         )
-    for values in (responses, lengths, finished):
+    logprobs = torch.zeros(rows, width, device=processes.device)
+    if own is not None and own.logprobs is not None:
+        logprobs[here, : own.logprobs.shape[1]] = own.logprobs
+    drawn = processes.any(own is not None and own.logprobs is not None)
+    for values in (responses, lengths, finished, logprobs):
         processes.sum(values)
     mask = torch.arange(width, device=processes.device) < lengths.unsqueeze(-1)
     return Rollouts(
@@ -60,4 +63,5 @@ def sample_divided(
         mask,
         finished.bool(),
         pad_token,
+        logprobs if drawn else None,
     )

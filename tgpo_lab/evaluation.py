@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .divided_sampling import sample_divided
+from .engine import Engine, OwnEngine
 from .errors import InputError
 from .pairs import Pair, require_room
 from .processes import ALONE, Processes
@@ -63,6 +64,7 @@ def evaluate(
     seed: int = 0,
     prompts_at_once: int = 128,
     processes: Processes = ALONE,
+    engine: Engine | None = None,
 ) -> Evaluation:
     """Let a model answer prompts and judge the answers.
 
@@ -79,6 +81,7 @@ def evaluate(
         seed: decides the samples.
         prompts_at_once: size of a batch.
         processes: each answers its share of a batch; all get the whole result.
+        engine: samples from the model; by default the loop's own.
 
     Raises:
         InputError: no prompts, no such split, unknown reward, prompts too long for the model.
@@ -94,7 +97,7 @@ def evaluate(
         chunk = prompts[start : start + prompts_at_once]
         rollouts = sample_divided(
             processes,
-            model,
+            engine or OwnEngine(model),
             pair.encode(chunk["prompt"]),
             max_new_tokens,
             pair.end_tokens,

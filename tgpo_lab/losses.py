@@ -214,15 +214,18 @@ def policy_gradient_loss(
     clip_low: float = 0.2,
     clip_high: float = 0.2,
     normalizer: float | None = None,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Clipped surrogate of PPO: −min(ρ·A, clip(ρ, 1 − clip_low, 1 + clip_high)·A), ρ = πθ(y_t)/π_old(y_t).
 
-    Infinite clips give the plain importance-weighted policy gradient. All arguments (B, T).
+    Infinite clips give the plain importance-weighted policy gradient. All arguments (B, T); ``weights``
+    as in :func:`guidance_loss`, for instance those of :mod:`tgpo_lab.importance`.
     """
     ratio = (_visible(logprobs, mask) - _visible(behaviour_logprobs, mask).detach()).exp()
     advantages = _visible(advantages, mask).detach()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return -masked_sum(torch.minimum(ratio * advantages, clipped * advantages), mask, normalizer)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    return -masked_sum(_weighted(surrogate, weights, mask), mask, normalizer)
 
 
 def guidance_loss(
@@ -282,14 +285,20 @@ def top_k_guidance_loss(
     return negative_log_likelihood(student, mask, normalizer, weights, teacher_logprobs)
 
 
-def kdrl_loss(logprobs: Tensor, teacher_logprobs: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:
+def kdrl_loss(
+    logprobs: Tensor,
+    teacher_logprobs: Tensor,
+    mask: Tensor,
+    normalizer: float | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
     """Distillation term of KDRL: ½(log πθ(y_t) − log πT(y_t))², the k2 estimator, differentiated directly.
 
     Its expected gradient over y_t ~ πθ is that of the reverse KL. (Two public implementations
-    differentiate k1 instead, whose expected gradient is zero.)
+    differentiate k1 instead, whose expected gradient is zero.) ``weights`` as in :func:`policy_gradient_loss`.
     """
     difference = sampled_kl(_visible(logprobs, mask), _visible(teacher_logprobs, mask), "k2")
-    return masked_sum(difference, mask, normalizer)
+    return masked_sum(_weighted(difference, weights, mask), mask, normalizer)
 
 
 def luffy_off_policy_loss(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .batch import Batch, Positions
-from .losses import entropy, forward_kl_per_token, reverse_kl_per_token
+from .losses import entropy, forward_kl_per_token, reverse_kl_per_token, sampled_kl
 from .methods.base import Method, Term
 from .processes import Processes
 from .rollouts import Rollouts
@@ -41,6 +41,8 @@ class StepMeasurement:
         if self._batch.teacher.hidden_index is not None:  # a server gives no whole distributions
             names += ["teacher_entropy", "reverse_kl", "forward_kl"]
         self._distributions = dict.fromkeys(names, 0.0)
+        self._engine = dict.fromkeys(("engine_difference", "engine_kl", "importance_truncated"), 0.0)
+        self._engine_largest = torch.zeros(1, dtype=torch.float64)
         self._token_count = self._distribution_count = 0
 
     @torch.no_grad()
@@ -52,6 +54,7 @@ class StepMeasurement:
         self._tokens["kl_sampled"] += float(difference.sum())
         self._tokens["rejected"] += float((difference > self._threshold).sum())
         self._tokens["positive_signal"] += float((difference < 0).sum())
+        self._add_engine(positions, own)
 
         where = positions.take(self._measured).squeeze(0)
         if not bool(where.any()):
@@ -73,10 +76,34 @@ class StepMeasurement:
         for name, value in values.items():
             self._distributions[name] += float(value.sum())
 
+    def _add_engine(self, positions: Positions, own: Tensor) -> None:
+        """Compare the log-probabilities under which tokens were drawn with those of the update."""
+        batch = self._batch
+        if batch.rollouts.logprobs is None or not bool(own.any()):
+            return
+        # In double precision: between float32 numbers the estimate of the KL would be rounding noise, even negative.
+        drawn = positions.take(batch.rollouts.logprobs)[own].double()
+        updated = positions.behaviour_logprobs[own].double()
+        distance = (updated - drawn).abs()
+        self._engine["engine_difference"] += float(distance.sum())
+        self._engine["engine_kl"] += float(sampled_kl(drawn, updated, "k3").sum())
+        if batch.importance_cap is not None:
+            self._engine["importance_truncated"] += float((updated - drawn > math.log(batch.importance_cap)).sum())
+        self._engine_largest = self._engine_largest.maximum(distance.max().cpu())
+
+    def _engine_summary(self, totals: dict[str, float], processes: Processes) -> dict[str, float]:
+        if self._batch.rollouts.logprobs is None:
+            return {}
+        found = {name: totals[name] / max(1, totals["token_count"]) for name in self._engine}
+        if self._batch.importance_cap is None:
+            del found["importance_truncated"]
+        largest = processes.divided(processes.number, lambda _: self._engine_largest)  # one for each process
+        return {**found, "engine_difference_largest": float(largest.max())}
+
     def summary(self, processes: Processes) -> dict[str, float]:
         """Means over tokens, and means over the student's responses, of all processes."""
         counts = {"token_count": self._token_count, "distribution_count": self._distribution_count}
-        totals = processes.totals({**self._tokens, **self._distributions, **counts})
+        totals = processes.totals({**self._tokens, **self._distributions, **self._engine, **counts})
         batch, rows = self._batch, self._batch.student_rows
         rollouts = batch.rollouts
         return {
@@ -87,6 +114,7 @@ class StepMeasurement:
             "teacher_trace_tokens": float(batch.teacher_mask.sum()),
             **{name: totals[name] / max(1, totals["token_count"]) for name in self._tokens},
             **{name: totals[name] / max(1, totals["distribution_count"]) for name in self._distributions},
+            **self._engine_summary(totals, processes),
         }
 
 

@@ -11,6 +11,7 @@ from datasets import Dataset
 
 from .checkpoints import load_optimizer, read_state
 from .config import TrainConfig
+from .engine import Engine, make_engine
 from .errors import InputError
 from .lora import add_adapters, load_adapters
 from .methods import Method
@@ -41,6 +42,8 @@ class Prepared:
     """The run's own copy: a schedule may keep state."""
     log: MetricsLog
     first_step: int
+    engine: Engine
+    """Samples from the student."""
 
 
 def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, resume: bool) -> Prepared:
@@ -109,4 +112,5 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         if method.schedule is not None:
             method.schedule.load_state(read_state(checkpoint).schedule)
         log.rewind(first_step)
-    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step)
+    engine = make_engine(config, pair, [*training_prompts["prompt"], *held_out["prompt"]], processes)
+    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step, engine)

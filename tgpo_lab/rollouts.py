@@ -26,6 +26,9 @@ class Rollouts:
     finished: Tensor
     """(B,) bool: the response ended by itself and was not cut at the token limit."""
     pad_token: int
+    logprobs: Tensor | None = None
+    """(B, T) log-probabilities under which the tokens were drawn, as the engine computed them; None if unknown. They
+    differ from the update's by rounding: see :mod:`tgpo_lab.importance`."""
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -38,7 +41,7 @@ class Rollouts:
     def to(self, device: torch.device) -> Rollouts:
         """The same with its tensors on ``device``."""
         tensors = {name: getattr(self, name).to(device) for name in ("responses", "mask", "finished")}
-        return replace(self, **tensors)
+        return replace(self, **tensors, logprobs=None if self.logprobs is None else self.logprobs.to(device))
 
     def rows(self, index: Tensor) -> Rollouts:
         """The rows ``index`` (int64), response padding cut to the longest of them."""
@@ -50,6 +53,7 @@ class Rollouts:
             mask[:, :longest],
             self.finished[index],
             self.pad_token,
+            None if self.logprobs is None else self.logprobs[index, :longest],
         )
 
     def sequences(self) -> tuple[Tensor, Tensor]:
@@ -80,11 +84,14 @@ class Rollouts:
 
 
 def join_rollouts(parts: list[Rollouts]) -> Rollouts:
-    """Rows of several rollouts one after the other, padded to the longest."""
+    """Rows of several rollouts one after the other, padded to the longest. Log-probabilities that one of them has and
+    another has not are zeros there."""
     width = max(part.responses.shape[1] for part in parts)
 
-    def widen(part: Rollouts, name: str, fill: int | bool) -> Tensor:
+    def widen(part: Rollouts, name: str, fill: float) -> Tensor:
         tensor = getattr(part, name)
+        if tensor is None:
+            tensor = torch.zeros(part.mask.shape, device=part.mask.device)
         return torch.nn.functional.pad(tensor, (0, width - tensor.shape[1]), value=fill)
 
     return Rollouts(
@@ -93,4 +100,5 @@ def join_rollouts(parts: list[Rollouts]) -> Rollouts:
         torch.cat([widen(part, "mask", False) for part in parts]),
         torch.cat([part.finished for part in parts]),
         parts[0].pad_token,
+        None if all(part.logprobs is None for part in parts) else torch.cat([widen(p, "logprobs", 0.0) for p in parts]),
     )

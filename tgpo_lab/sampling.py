@@ -11,12 +11,15 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .decoding import next_hidden, preallocated_cache
+from .fixed_shape_decoding import FixedShapeDecoder
 from .placement import device_of
 from .policy import SEARCH_BLOCK, most_probable, project_to_vocabulary
 from .rollouts import Rollouts
 
 # Finished rows leave the batch once they are this share of it: leaving costs a copy of the cache.
 DROP_SHARE = 0.2
+# Tokens between looks at which rows have finished. A GPU is waited for at each; a CPU has nothing to wait for.
+LOOK_EVERY = {"cuda": 16}
 
 
 def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
@@ -25,6 +28,11 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     One number per row instead of one per logit: far cheaper than ``torch.multinomial``. The
     vocabulary is searched in two steps, the block first, so only one block is summed up per row.
     """
+    return draw_with_logprobs(logits, uniform)[0]
+
+
+def draw_with_logprobs(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`draw_tokens`, and the log-probabilities of what was drawn: (B,) int64 and (B,) in nats."""
     batch, vocabulary = logits.shape
     probabilities = logits.softmax(-1)
     if vocabulary % SEARCH_BLOCK:
@@ -37,12 +45,15 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     within = inside.cumsum(-1)
     target = target - (cumulative.gather(-1, chosen) - within[:, -1:])
     drawn = chosen * SEARCH_BLOCK + _first_above(within, target)  # (B, 1)
-    possible = probabilities.gather(-1, drawn) > 0
-    if not bool(possible.all()):
+    chance = probabilities.gather(-1, drawn)
+    possible = chance > 0
+    # On a GPU, reading the logits once more costs less than waiting for it at every token to know whether to.
+    if logits.is_cuda or not bool(possible.all()):
         # Rounding has carried the target past the block, or a GPU's sums are not quite in order, or logits are not
         # finite, which the loss will say.
         drawn = torch.where(possible, drawn, most_probable(logits).unsqueeze(-1))
-    return drawn.squeeze(-1)
+        chance = probabilities.gather(-1, drawn)
+    return drawn.squeeze(-1), chance.squeeze(-1).log()
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
@@ -65,6 +76,7 @@ def sample_responses(
     vocabulary_size: int | None = None,
     first: int = 0,
     of: int | None = None,
+    decoder: FixedShapeDecoder | None = None,
 ) -> Rollouts:
     """Sample responses (or take the most probable token each time, at temperature 0).
 
@@ -81,9 +93,10 @@ def sample_responses(
         vocabulary_size: tokens from this id on are never written (padded vocabulary rows).
         first, of: these prompts are part of ``of``, the first of them standing at ``first``. They get the random
             numbers that they would get among all of them.
+        decoder: of this model; reads tokens with tensors of fixed shape, and drops no finished rows.
 
     Returns:
-        Rollouts on the model's device.
+        Rollouts on the model's device, with log-probabilities unless greedy.
     """
     device, rows = device_of(model), len(prompts) * samples_per_prompt
     if temperature > 0:
@@ -96,7 +109,8 @@ def sample_responses(
         uniform = uniform.to(device)
     longest = max(len(p) for p in prompts)
     ends = torch.tensor(end_tokens, device=device)
-    cache = preallocated_cache(model, longest + max_new_tokens)
+    capacity = longest + (max_new_tokens if decoder is None else 0)
+    cache = preallocated_cache(model, capacity)
 
     # Prompts are read once each, padded on the left, and only then repeated for their G samples.
     tokens = torch.tensor([[pad_token] * (longest - len(p)) + p for p in prompts], device=device)
@@ -114,22 +128,25 @@ def sample_responses(
     cache.reorder_cache(repeat)
     hidden, visible, positions = hidden[repeat], visible[repeat], positions[repeat, -1]
 
-    read = next_hidden(model, cache, longest + max_new_tokens)
+    read = next_hidden(model, cache, capacity) if decoder is None else decoder.begin(cache, visible, max_new_tokens)
     responses = torch.full((rows, max_new_tokens), pad_token, device=device)
+    logprobs = torch.zeros(rows, max_new_tokens, device=device)
+    look_every = LOOK_EVERY.get(device.type, 1)
     running = torch.arange(rows, device=device)  # the rows still in the batch
     done = torch.zeros(rows, dtype=torch.bool, device=device)  # (len(running),)
     for step in range(max_new_tokens):
         logits = project_to_vocabulary(model, hidden, vocabulary_size)
         if temperature > 0:
-            drawn = draw_tokens(logits / temperature if temperature != 1 else logits, uniform[running, step])
+            logits = logits / temperature if temperature != 1 else logits
+            drawn, logprobs[running, step] = draw_with_logprobs(logits, uniform[running, step])
         else:
             drawn = most_probable(logits)
         responses[running, step] = drawn  # after a row's end, too, until it leaves the batch
         done = done | torch.isin(drawn, ends)
-        finished = int(done.sum())
+        finished = int(done.sum()) if (step + 1) % look_every == 0 else 0
         if finished == len(running) or step + 1 == max_new_tokens:
             break
-        if finished > DROP_SHARE * len(running):
+        if decoder is None and finished > DROP_SHARE * len(running):
             keep = (~done).nonzero().squeeze(-1)
             running, drawn, positions, visible, done = (x[keep] for x in (running, drawn, positions, visible, done))
             cache.reorder_cache(keep)
@@ -150,4 +167,5 @@ def sample_responses(
         mask,
         finished_rows,
         pad_token,
+        torch.where(mask, logprobs[:, :width], 0.0) if temperature > 0 else None,
     )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .config import TrainConfig
 from .divided_sampling import sample_divided
+from .engine import OwnEngine
 from .pairs import Pair
 from .placement import device_of, offload
 from .processes import ALONE, Processes
@@ -109,7 +110,7 @@ class LocalTeacher:
         if self._cache is None:
             written = sample_divided(
                 self._processes,
-                self._pair.teacher,
+                OwnEngine(self._pair.teacher),
                 prompts,
                 samples_per_prompt=samples_per_prompt,
                 generator=generator_for(self._config.seed, "sampling", "teacher", step),

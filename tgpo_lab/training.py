@@ -1,7 +1,7 @@
 """The training loop, for every method: sample → reward → teacher → update → measure → save.
 
-One file, read top to bottom. It deviates from the paper's set-up in this: rollouts are sampled by
-the model itself and not by a serving engine; responses cut at the token limit get no reward; by
+One file, read top to bottom. It deviates from the paper's set-up in this: by default rollouts are
+sampled by the model itself and not by a serving engine; responses cut at the token limit get no reward; by
 default one update is made per batch, so π_old is πθ and nothing is clipped.
 
     python -m tgpo_lab train --method tgpo --student far --output runs/tgpo
@@ -41,6 +41,7 @@ from .sharding import gathered, whole
 from .stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
 from .student_pass import StudentPasses
 from .trackers import tracked, tracking_accelerator
+from .vllm_engine import require_vllm
 
 
 def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = True) -> RunResult:
@@ -65,6 +66,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     """
     if config.lora_rank:
         require_peft()
+    if config.engine == "vllm":
+        require_vllm()
     directory = Path(config.output)
     accelerator = tracking_accelerator(directory, config.trackers)
     processes = Processes(accelerator, f"To go on: tgpo-lab train --resume {directory}, with all processes.")
@@ -101,7 +104,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         with autocast():
             return evaluate(pair, prompts=run.held_out, temperature=config.evaluation_temperature, seed=config.seed,
                             max_new_tokens=config.max_new_tokens, reward=config.reward,
-                            processes=processes).accuracy  # fmt: skip
+                            processes=processes, engine=run.engine).accuracy  # fmt: skip
 
     micro_batches = MicroBatchTokens(config.micro_batch_tokens, processes)
     passes = StudentPasses(pair, config.temperature, autocast, accelerator, processes, micro_batches)
@@ -132,7 +135,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
             prompts = pair.encode(chosen["prompt"])
             with autocast():
                 sampled = sample_divided(
-                    processes, student, prompts, config.max_new_tokens, pair.end_tokens, pair.pad_token,
+                    processes, run.engine, prompts, config.max_new_tokens, pair.end_tokens, pair.pad_token,
                     samples_per_prompt=config.group_size, temperature=config.temperature,
                     generator=generator_for(config.seed, "sampling", "student", step),
                     vocabulary_size=pair.vocabulary_size,
@@ -176,6 +179,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
                 group_size=config.group_size,
                 max_new_tokens=config.max_new_tokens,
                 random=generator_for(config.seed, "method", step),
+                importance_cap=config.importance_cap,
             )
             row["teacher_tokens"] = float(sum(map(len, student_rollouts.prompts)) + student_rollouts.lengths.sum())
             row["seconds_teacher"] = clock.lap()

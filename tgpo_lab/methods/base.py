@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..batch import Batch, Positions
 from ..errors import InputError
+from ..losses import policy_gradient_loss
 from ..schedules import Schedule
 
 Traces = Literal["none", "one_per_prompt", "one_per_sample"]
@@ -32,6 +33,22 @@ class Term:
     weight: float = 1.0
     guided: Tensor | None = None
     """Mean weight, from 0 to 1, that a gate left to the student's tokens; reported as ``guided``."""
+
+
+def surrogate_loss(
+    positions: Positions, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float, normalizer: float
+) -> Tensor:
+    """:func:`tgpo_lab.losses.policy_gradient_loss` of a micro-batch, with its importance weights if it has them.
+
+    Args:
+        positions: of the student's own tokens.
+        advantages: (1, N).
+        mask, clip_low, clip_high, normalizer: as there.
+    """
+    return policy_gradient_loss(
+        positions.logprobs, positions.behaviour_logprobs, advantages, mask, clip_low, clip_high, normalizer,
+        positions.importance_weights,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,16 +7,9 @@ from typing import Literal
 
 from ..batch import Batch
 from ..errors import InputError
-from ..losses import (
-    generalized_jsd,
-    kdrl_loss,
-    negative_log_likelihood,
-    policy_gradient_loss,
-    reverse_kl,
-    reverse_kl_advantage,
-)
+from ..losses import generalized_jsd, kdrl_loss, negative_log_likelihood, reverse_kl, reverse_kl_advantage
 from ..schedules import LinearDecay, Schedule
-from .base import Method, Term, Traces, register
+from .base import Method, Term, Traces, register, surrogate_loss
 from .grpo import GRPO, spread
 
 
@@ -64,11 +57,8 @@ class ReverseKLPolicyGradient(Method):
         normalizer = max(1, int(mask.sum()))
 
         def loss(positions, mask):
-            behaviour = positions.behaviour_logprobs
-            advantages = reverse_kl_advantage(behaviour, positions.take(batch.teacher.logprobs))
-            return policy_gradient_loss(
-                positions.logprobs, behaviour, advantages, mask, self.clip_low, self.clip_high, normalizer
-            )
+            advantages = reverse_kl_advantage(positions.behaviour_logprobs, positions.take(batch.teacher.logprobs))
+            return surrogate_loss(positions, advantages, mask, self.clip_low, self.clip_high, normalizer)
 
         return [Term("teacher", mask, loss)]
 
@@ -138,7 +128,8 @@ class KDRL(GRPO):
             mask = mask & spread(hopeless.repeat_interleave(batch.group_size), batch)
 
         def loss(positions, mask):
-            return kdrl_loss(positions.logprobs, positions.take(batch.teacher.logprobs), mask, normalizer)
+            teacher = positions.take(batch.teacher.logprobs)
+            return kdrl_loss(positions.logprobs, teacher, mask, normalizer, positions.importance_weights)
 
         return [self.reward_term(batch), Term("teacher", mask, loss, self.weight(step))]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..errors import InputError
-from ..losses import entropy, group_advantages, luffy_off_policy_loss, masked_sum, policy_gradient_loss
-from .base import Method, Term, Traces, register
+from ..losses import entropy, group_advantages, luffy_off_policy_loss, masked_sum
+from .base import Method, Term, Traces, register, surrogate_loss
 
 
 def spread(values: Tensor, batch: Batch) -> Tensor:
@@ -63,14 +63,8 @@ class GRPO(Method):
         normalizer = self.count(mask, batch)
 
         def loss(positions, mask):
-            surrogate = policy_gradient_loss(
-                positions.logprobs,
-                positions.behaviour_logprobs,
-                positions.take(advantages),
-                mask,
-                self.clip_low,
-                self.clip_high,
-                normalizer,
+            surrogate = surrogate_loss(
+                positions, positions.take(advantages), mask, self.clip_low, self.clip_high, normalizer
             )
             if self.entropy_bonus:
                 surrogate = surrogate - self.entropy_bonus * masked_sum(entropy(positions.logits), mask, normalizer)
@@ -123,15 +117,7 @@ class LUFFY(Method):
         normalizer = max(1, int(on_policy.sum() + off_policy.sum()))
 
         def on_policy_loss(positions, mask):
-            return policy_gradient_loss(
-                positions.logprobs,
-                positions.behaviour_logprobs,
-                positions.take(per_token),
-                mask,
-                math.inf,
-                math.inf,
-                normalizer,
-            )
+            return surrogate_loss(positions, positions.take(per_token), mask, math.inf, math.inf, normalizer)
 
         def off_policy_loss(positions, mask):
             return luffy_off_policy_loss(positions.logprobs, positions.take(per_token), mask, self.gamma, normalizer)
