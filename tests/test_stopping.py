@@ -118,7 +118,7 @@ def test_out_of_memory_in_one_process_halves_those_of_both(large_config, tmp_pat
     def work(index: int) -> None:
         sys.stderr = (tmp_path / f"told-{index}").open("w", buffering=1)
         if index:
-            at_step(0, lambda: leave_memory(100))
+            at_step(0, lambda: leave_memory(70))
         quiet(large_config)
 
     group = Group(2, work, tmp_path)
