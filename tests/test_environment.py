@@ -105,7 +105,11 @@ def test_every_constraint_is_one_exact_public_version():
     assert not repeated, f"constraints.txt pins these more than once, keep one line for each: {', '.join(repeated)}"
 
 
-@pytest.mark.parametrize("requirement", RUNTIME + EXTRAS, ids=str)
+# vLLM takes an older transformers than the pinned one, so it lives in an environment of its own (docs/sampling.md).
+PINNED = RUNTIME + [extra for extra in EXTRAS if extra.name != "vllm"]
+
+
+@pytest.mark.parametrize("requirement", PINNED, ids=str)
 def test_every_dependency_has_one_pin_within_its_range(requirement: Requirement):
     pins = pinned_versions(requirement.name)
     assert len(pins) == 1, (

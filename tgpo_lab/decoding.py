@@ -95,6 +95,7 @@ def known_layers(model: PreTrainedModel) -> bool:
         type(model) in _KNOWN_MODELS
         and getattr(model.config, "rope_parameters", {}).get("rope_type") in _FIXED_ROTATIONS
         and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)  # no sliding window
+        and model.device.type != "meta"  # an offloaded weight is there only while its module is called
     )
 
 
@@ -117,7 +118,8 @@ class _OwnForwardPass:
 class KnownLayers:
     """Single tokens through the modules of a known decoder: pre-norm, rotary positions, gated feed-forward."""
 
-    def __init__(self, model: PreTrainedModel, cache: DynamicCache, capacity: int):
+    def __init__(self, model: PreTrainedModel, cache: DynamicCache, capacity: int, *, join: bool = True):
+        """Read tokens with the model's weights as they are now; without ``join`` as they are when it is called."""
         self._trunk, self._cache = model.base_model, cache
         everywhere = torch.arange(capacity, device=model.device).unsqueeze(0)
         weight = self._trunk.embed_tokens.weight
@@ -127,10 +129,12 @@ class KnownLayers:
         sine = torch.cat([-sine[..., :half], sine[..., half:]], -1)
         self._cosine, self._sine = cosine.squeeze(0), sine.squeeze(0)
         self._queries_keys_values = [
-            _Joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj)
+            _Joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, join=join)
             for layer in self._trunk.layers
         ]
-        self._gates_and_values = [_Joined(layer.mlp.gate_proj, layer.mlp.up_proj) for layer in self._trunk.layers]
+        self._gates_and_values = [
+            _Joined(layer.mlp.gate_proj, layer.mlp.up_proj, join=join) for layer in self._trunk.layers
+        ]
 
     def __call__(self, tokens: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
         rows = len(tokens)
@@ -162,9 +166,9 @@ class _Joined:
     """Several projections of the same input as one product: on a CPU, where the copy of the weights is small beside
     what a call costs, and where they are plain, as adapters and hooks have to be called."""
 
-    def __init__(self, *projections: torch.nn.Module):
+    def __init__(self, *projections: torch.nn.Module, join: bool):
         self._projections = projections
-        self._joined = all(
+        self._joined = join and all(
             type(p) is torch.nn.Linear
             and p.weight.device.type == "cpu"
             and not (p._forward_hooks or p._forward_pre_hooks)

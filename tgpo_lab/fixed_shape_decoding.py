@@ -98,7 +98,7 @@ class _Reader:
         self._layers = own.layers
         for tensor in (self._slot, self._mask):
             torch._dynamo.mark_static_address(tensor)
-        self._read = KnownLayers(model, own, capacity)
+        self._read = KnownLayers(model, own, capacity, join=False)  # it outlives updates
         if compiled:
             mode = "reduce-overhead" if model.device.type == "cuda" else "default"
             self._read = torch.compile(self._read, mode=mode, fullgraph=True, dynamic=False)
