@@ -50,7 +50,7 @@ table[["token", "proposal", "student_logprob", "teacher_logprob", "token_reward"
 # lowers the token that was written.)
 
 # %%
-table[["token", *(column for column in table if column.startswith("weight"))]].round(5)
+table[["token", *(column for column in table if column.startswith("weight"))]].round(5).replace(-0.0, 0.0)
 
 # %% [markdown]
 # GRPO does nothing: all eight rewards are 0, so all advantages are. Reverse KL has its largest reward at the first token, −14
