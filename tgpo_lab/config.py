@@ -235,6 +235,11 @@ class TrainConfig:
         return "cpu" if self.teacher_offload else self.teacher_device
 
     @property
+    def traces_per_prompt(self) -> int:
+        """How many responses the teacher writes to each prompt of a step."""
+        return {"none": 0, "one_per_prompt": 1, "one_per_sample": self.group_size}[self.method.teacher_traces]
+
+    @property
     def prompt_options(self) -> dict[str, str | None]:
         """What :func:`tgpo_lab.prompts.load_prompts` is to be told beside the dataset."""
         return {

@@ -124,8 +124,7 @@ def estimate_memory(
     def sampling_of(model: Shape, rows: int) -> int:
         return rows * (length * model.keys_and_values * product * (model.layers + 1) + 3 * model.vocabulary * 4)
 
-    traces = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[config.method.teacher_traces]
-    sampling = max(sampling_of(student, rows), sampling_of(teacher, config.prompts_per_step * traces))
+    sampling = max(sampling_of(student, rows), sampling_of(teacher, config.prompts_per_step * config.traces_per_prompt))
     tokens = max(config.micro_batch_tokens, length)
     stream, kept = student.hidden * 2 * stored, student.kept * product
     layers = student.hidden * stored * student.layers + stream + kept if config.gradient_checkpointing else (

@@ -76,7 +76,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     run = prepare(config, processes, accelerator.device, resume=resume)
     pair, method, optimizer, parameters, log = run.pair, run.method, run.optimizer, run.parameters, run.log
     student, teacher = pair.student, run.teacher
-    traces_per_prompt = {"none": 0, "one_per_prompt": 1, "one_per_sample": config.group_size}[method.teacher_traces]
+    traces_per_prompt = config.traces_per_prompt
 
     def save(step: int) -> None:
         write = save_merged if config.lora_merged else PreTrainedModel.save_pretrained
