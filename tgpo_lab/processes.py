@@ -140,9 +140,15 @@ ALONE = Processes()
 
 
 def start_options() -> dict[str, object]:
-    """Arguments of an ``Accelerator`` under which processes started by accelerate or torchrun find each other."""
+    """Arguments of an ``Accelerator`` under which processes started by accelerate or torchrun find each other.
+
+    Raises:
+        InputError: they were started with a form of FSDP that the loop does not know.
+    """
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
+    if _started() > 1:
+        wants_sharding()  # before they join: of two that refuse, one may be gone while the other still looks for it
     return {
         # Without this, processes that torchrun starts on a machine without accelerators stay strangers.
         "cpu": _started() > 1 and not torch.accelerator.is_available(),
