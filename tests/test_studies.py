@@ -480,7 +480,11 @@ def test_the_map_stands_on_measured_axes():
     named = {catalog.map_pair(*asked): measured for asked, measured in levels.items()}
     dials = {pair: {"opening_logprob": opening, "reliability": share} for pair, (opening, share, _) in named.items()}
     values = {(pair, label): [level, level] for pair, (_, _, level) in named.items() for label in ("tgpo", "rkl")}
-    page = study_page(results_of("map", values, dials), "figures")
+    results = results_of("map", values, dials)
+    rates = {"tgpo": 6e-4, "rkl": 3e-4}
+    configs = [json.dumps({"learning_rate": rates[label]}) for label in results.runs["label"]]
+    page = study_page(replace(results, runs=results.runs.assign(config=configs)), "figures")
+    assert "(rkl at 0.0003, tgpo at 0.0006)" in page.text
     axes = page.figures["map-tgpo"].axes[0]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["-1.4", "-9.0"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["0.97", "0.00 to 0.29"]
@@ -488,6 +492,11 @@ def test_the_map_stands_on_measured_axes():
     areas = [(0.1 + level) / 2 * 0.5 + level * 0.5 for level in (0.5, 0.7, 0.1, 0.3)]
     assert shown == [f"{area:.2f}" for area in areas]
     assert {text.get_text() for text in page.figures["map-tgpo-minus-rkl"].axes[0].texts} == {"+0.00"}
+
+
+def test_digits_in_the_names_of_pairs_are_read_as_numbers():
+    pairs = list(dict.fromkeys(load_results("map").runs["pair"]))
+    assert pairs == list(catalog.map_recipes())
 
 
 def test_prefixes_are_weighed_by_their_number():

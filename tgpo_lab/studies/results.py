@@ -8,6 +8,7 @@ DATA/results/NAME/study.json      question, command, versions, seeds, time
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +63,16 @@ def load_results(name: str, folder: Path = RESULTS) -> StudyResults:
             f"The results of the study {name!r} in {folder} cannot be read ({error}). Restore {place} or remove it, "
             f"then run: tgpo-lab study {name}"
         ) from error
+    for table, frame in tables.items():
+        if "pair" in frame:  # a pair of the map at −5 nats before one at −13: digits read as numbers
+            tables[table] = frame.sort_values(
+                "pair", key=lambda pairs: pairs.map(_numbers_as_numbers), kind="stable", ignore_index=True
+            )
     return StudyResults(**tables, about=about)
+
+
+def _numbers_as_numbers(name: str) -> tuple[str | float, ...]:
+    return tuple(float(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+\.?\d*)", name)))
 
 
 def complete_results(name: str, folder: Path = RESULTS) -> StudyResults | None:
