@@ -16,7 +16,7 @@ README = Path(__file__).parent.parent / "README.md"
 def store(folder, study: str, accuracies: dict[tuple[str, str], float], planned: int | None = None) -> Path:
     rows = [
         {"cell": f"{pair}/{label}/{seed}", "pair": pair, "label": label, "seed": seed, "accuracy_before": 0.04,
-         "test_accuracy": mean + 0.001 * (seed - 4.5)}
+         "test_accuracy": mean + 0.001 * (seed - 4.5), "config": '{"learning_rate": 0.0003}'}
         for (pair, label), mean in accuracies.items() for seed in range(10)
     ]  # fmt: skip
     place = folder / study
@@ -45,11 +45,14 @@ def test_words_follow_the_numbers(tmp_path, tgpo, sft, words):
 
 
 def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
-    accuracies = {("far-fragile", "no gate"): 0.01, ("far-fragile", "worst token > 4"): 0.97}
+    accuracies = {("far-fragile", "no gate"): 0.01, ("far-fragile", "worst token > 4"): 0.97,
+                  ("far", "no gate"): 0.88, ("far", "worst token > 4"): 0.93}  # fmt: skip
     assert summary(store(tmp_path, "horizon", accuracies, planned=500)) == "No study is complete yet."
     (tmp_path / "b").mkdir()
     text = summary(store(tmp_path / "b", "horizon", accuracies))
-    assert "TGPO ends at 1.0 %" in text and "alone at 97.0 %" in text
+    fragile, robust = text.split("With the robust teacher")
+    assert "learning rate 0.0003" in fragile and "TGPO ends at 1.0 %" in fragile and "alone at 97.0 %" in fragile
+    assert "TGPO ends at 88.0 %" in robust and "alone at 93.0 %" in robust
 
 
 def test_the_readme_is_up_to_date():
