@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 
 import numpy as np
@@ -41,8 +40,8 @@ def tuning(results: StudyResults) -> Content:
 
 def headline(results: StudyResults) -> Content:
     """The tuning budget and what it chose; entropy, length and gradient norm along training."""
-    rates = _with_rate(results.runs)
-    wide = rates.groupby(["label", "pair"])["rate"].agg(_each_rate).unstack("pair")
+    rates = tables.with_rate(results.runs)
+    wide = rates.groupby(["label", "pair"])["rate"].agg(tables.each_rate).unstack("pair")
     table = pd.DataFrame({"method": wide.index, **{f"learning rate on {pair}": wide[pair] for pair in wide}})
     note = (
         f"Every method had the same budget: {len(RATES)} learning rates ({', '.join(f'{rate:g}' for rate in RATES)}) "
@@ -107,23 +106,15 @@ def divergence_map(results: StudyResults) -> Content:
             **{label: [f"{100 * value:.0f} %" for value in whole[label]] for label in whole},
         }
     )
-    rates = _with_rate(runs).groupby("label")["rate"].agg(_each_rate)
+    rates = tables.with_rate(runs).groupby("label")["rate"].agg(tables.each_rate)
     note = (
         "Rows are teachers, with the range of reliability that was measured with the students of the columns. Who "
         "is ahead is for the tests below to say.\n\n"
         "On the whole map a method keeps the configuration that the tuning chose for it on *far* "
-        f"({', '.join(f'{label} at {rate}' for label, rate in rates.items())}), so far from its level of "
-        "divergence no method is tuned.\n\n"
+        f"({', '.join(f'{label} at {rate}' for label, rate in rates.items())}): in the columns away "
+        "from *far*'s it is not tuned.\n\n"
     )
     return [("Mean area", note + tables.markdown(best))], drawn
-
-
-def _with_rate(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs.assign(rate=[json.loads(config)["learning_rate"] for config in runs["config"]])
-
-
-def _each_rate(rates: pd.Series) -> str:
-    return "/".join(f"{rate:g}" for rate in sorted(set(rates)))
 
 
 def premise(results: StudyResults) -> Content:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +10,7 @@ from ..errors import InputError
 from .claims import LEVEL
 from .results import StudyResults, complete_results
 from .statistics import mean_interval, paired_comparison
-from .tables import SHARE, interval_text
+from .tables import SHARE, each_rate, interval_text, with_rate
 
 BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end of findings -->"
 
@@ -67,10 +66,9 @@ def _fragile(results: StudyResults) -> str:
         f"{_accuracy(runs, 'worst token > 4')}"
         for runs in (results.runs[results.runs["pair"] == pair] for pair in ("far-fragile", "far"))
     ]
-    rates = {f"{json.loads(config)['learning_rate']:g}" for config in results.runs["config"]}
     return (
         f"**Far, with a teacher that is lost on the student's prefixes** (another study, learning rate "
-        f"{', '.join(sorted(rates))}): {ends[0]}. With the robust teacher in that study {ends[1]}."
+        f"{each_rate(with_rate(results.runs)['rate'])}): {ends[0]}. With the robust teacher in that study {ends[1]}."
     )
 
 

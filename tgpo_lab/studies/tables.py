@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 
@@ -83,3 +85,13 @@ def markdown(table: pd.DataFrame) -> str:
     lines = ["| " + " | ".join(table.columns) + " |", "|" + "---|" * len(table.columns)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in table.itertuples(index=False)]
     return "\n".join(lines) + "\n"
+
+
+def with_rate(runs: pd.DataFrame) -> pd.DataFrame:
+    """Runs with their learning rate in the column ``rate``."""
+    return runs.assign(rate=[json.loads(config)["learning_rate"] for config in runs["config"]])
+
+
+def each_rate(rates: pd.Series) -> str:
+    """Every learning rate once, as text."""
+    return "/".join(f"{rate:g}" for rate in sorted(set(rates)))
