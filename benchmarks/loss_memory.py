@@ -29,15 +29,15 @@ import tyro
 from accelerate import Accelerator
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from tgpo_lab.allocator import keep_freed_memory
 from tgpo_lab.batch import Batch
 from tgpo_lab.files import write_json, write_text
+from tgpo_lab.loop.allocator import keep_freed_memory
+from tgpo_lab.loop.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.losses import policy_gradient_loss, reverse_kl
 from tgpo_lab.methods import make_method
-from tgpo_lab.pairs import Pair
+from tgpo_lab.models.pairs import Pair
 from tgpo_lab.provenance import provenance
 from tgpo_lab.rollouts import Rollouts
-from tgpo_lab.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.teacher import ask_teacher
 
 RESULTS = Path(__file__).parent / "results" / "loss_memory.json"

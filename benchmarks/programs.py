@@ -44,7 +44,7 @@ def run_loop(case_name: str, folder: Path, measured_positions: int) -> None:
     from tgpo_lab import training
     from tgpo_lab.benchmark import CASES
     from tgpo_lab.config import TrainConfig
-    from tgpo_lab.progress import TrainingProgress
+    from tgpo_lab.loop.progress import TrainingProgress
 
     class PacedProgress(TrainingProgress):
         def __init__(self, *arguments):
@@ -85,7 +85,7 @@ def run_trl(name: str, case_name: str, folder: Path, micro_batch_rows: int) -> N
     from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
     from tgpo_lab.benchmark import CASES
-    from tgpo_lab.prompts import load_prompts
+    from tgpo_lab.tasks.prompts import load_prompts
 
     pacer = Pacer()
 

@@ -24,10 +24,10 @@ import torch
 import tyro
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from tgpo_lab.engine import Engine, OwnEngine
-from tgpo_lab.fixed_shape_decoding import FixedShapeDecoder
 from tgpo_lab.provenance import provenance
-from tgpo_lab.vllm_engine import VLLMEngine
+from tgpo_lab.sampling.engine import Engine, OwnEngine
+from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
+from tgpo_lab.sampling.vllm_engine import VLLMEngine
 
 
 @dataclass(frozen=True)

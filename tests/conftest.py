@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from tgpo_lab.cli import main
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.methods import make_method
-from tgpo_lab.pairs import DATA
+from tgpo_lab.models.pairs import DATA
 from tgpo_lab.tiny_world.tokenizer import build_tokenizer
 
 torch.set_num_threads(1)

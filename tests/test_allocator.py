@@ -17,7 +17,7 @@ def printed_by(code: str) -> str:
 
 
 def test_it_says_whether_it_was_done():
-    found = printed_by("from tgpo_lab.allocator import keep_freed_memory as keep; print(keep(), keep())")
+    found = printed_by("from tgpo_lab.loop.allocator import keep_freed_memory as keep; print(keep(), keep())")
     assert found in ("True True\n", "False False\n")  # a second request does no harm
     if platform.libc_ver()[0] == "glibc":
         assert found == "True True\n"

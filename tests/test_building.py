@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerFast
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import DATA, load_model, load_pair
-from tgpo_lab.prompts import load_prompts
+from tgpo_lab.models.pairs import DATA, load_model, load_pair
+from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.tiny_world import building, recipes
 from tgpo_lab.tiny_world.building import build_pair
 from tgpo_lab.tiny_world.pretraining import acquaint_teacher, build_teacher, set_student_opening

@@ -19,7 +19,7 @@ from tgpo_lab.checkpoints import (
 )
 from tgpo_lab.errors import InputError
 from tgpo_lab.files import require_writable_folder, write_json, write_text, written_folder
-from tgpo_lab.pairs import load_model, load_tokenizer
+from tgpo_lab.models.pairs import load_model, load_tokenizer
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.schedules import UntilAgreement
 

@@ -11,14 +11,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tgpo_lab import student_pass, teacher
+from tgpo_lab import teacher
 from tgpo_lab.batch import Batch
+from tgpo_lab.loop import student_pass
+from tgpo_lab.loop.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.losses import entropy, forward_kl, guidance_loss, masked_sum, reverse_kl, top_k_guidance_loss
 from tgpo_lab.methods.base import Term
 from tgpo_lab.micro_batches import split_rows
-from tgpo_lab.pairs import load_pair
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.rollouts import Rollouts
-from tgpo_lab.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.teacher import ask_teacher
 
 LENGTHS = [(3, 7), (1, 2), (5, 9), (2, 1), (4, 4)]  # prompt and response tokens; 23 positions in all

@@ -14,12 +14,12 @@ from tgpo_lab.cli import COMMANDS
 from tgpo_lab.cli.evaluate import EvaluateOptions
 from tgpo_lab.cli.train import parse_training
 from tgpo_lab.config import PRESETS, TrainConfig
+from tgpo_lab.diagnostics.pair_card import measure_pair
 from tgpo_lab.evaluation import evaluate
 from tgpo_lab.methods import TGPO, make_method, method_entries
-from tgpo_lab.pair_card import measure_pair
-from tgpo_lab.pairs import load_pair, shipped_pairs
-from tgpo_lab.prompts import load_prompts
+from tgpo_lab.models.pairs import load_pair, shipped_pairs
 from tgpo_lab.schedules import Constant, LinearDecay, Trapezoid, UntilAgreement
+from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.training import train
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tgpo_lab.comparison import caption, format_table, percent, steps_to, summary_table, table_texts
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.errors import InputError
 from tgpo_lab.metrics import metrics_frame
+from tgpo_lab.reports.comparison import caption, format_table, percent, steps_to, summary_table, table_texts
 from tgpo_lab.runs import RunResult
 
 NAN = math.nan

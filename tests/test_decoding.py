@@ -20,8 +20,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from tgpo_lab.decoding import KnownLayers, _OwnForwardPass, next_hidden, preallocated_cache
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.sampling.decoding import KnownLayers, _OwnForwardPass, next_hidden, preallocated_cache
 
 VOCABULARY, END, PAD = 50, 49, 0
 SHAPE = {

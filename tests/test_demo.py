@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from tgpo_lab import demo as demo_module
-from tgpo_lab.demo import run_demo
 from tgpo_lab.errors import InputError
+from tgpo_lab.reports import demo as demo_module
+from tgpo_lab.reports.demo import run_demo
 from tgpo_lab.runs import load_run
 from tgpo_lab.training import train
 
@@ -26,7 +26,7 @@ def shipped(random_pair, tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def only_the_random_pair(shipped, monkeypatch):
-    monkeypatch.setattr("tgpo_lab.pairs.DATA", shipped)
+    monkeypatch.setattr("tgpo_lab.models.pairs.DATA", shipped)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def finished(shipped, tmp_path_factory):
     """Folder of a finished demo. Read only: a test that changes it copies it first."""
     output = tmp_path_factory.mktemp("demo")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tgpo_lab.pairs.DATA", shipped)
+        patch.setattr("tgpo_lab.models.pairs.DATA", shipped)
         assert run_demo(output, STEPS, 0, PAIR, METHODS) is not None
     return output
 

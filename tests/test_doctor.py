@@ -11,9 +11,10 @@ import torch
 from tokenizers import AddedToken, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tgpo_lab import doctor_checks, logprob_noise
-from tgpo_lab.doctor import diagnose
-from tgpo_lab.pairs import load_pair
+from tgpo_lab.diagnostics import logprob_noise
+from tgpo_lab.doctor import pair_checks
+from tgpo_lab.doctor.diagnose import diagnose
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.training import train
 
 FINE = {"tokenizers", "chat template", "memory", "disk", "vocabulary", "end tokens", "prompts", "opening",
@@ -222,7 +223,7 @@ def test_too_few_prompts_for_a_step_are_warned_about(examine):
 
 
 def test_prompts_longer_than_the_memory_was_estimated_for(examine, monkeypatch):
-    from tgpo_lab import doctor
+    from tgpo_lab.doctor import diagnose as doctor
 
     monkeypatch.setattr(doctor, "USUAL_PROMPT", 5)
     assert "The longest prompt has 6 tokens; the memory was estimated for 5" in texts(examine(), "warning", "prompts")
@@ -242,7 +243,7 @@ def rough(model, tokenizer):
 
 def test_rounding_that_matters_is_warned_about(examine, altered, monkeypatch):
     student = altered("student", rough)
-    monkeypatch.setattr(doctor_checks, "NOISE_WARNED", 0.001)
+    monkeypatch.setattr(pair_checks, "NOISE_WARNED", 0.001)
     exact, rounded = examine(student=student), examine(student=student, precision="bfloat16")
     for subject in ("self-distillation", "sampling noise"):
         assert texts(exact, "ok", subject) and not texts(exact, "warning", subject)
@@ -279,9 +280,7 @@ def test_a_sampling_path_that_computes_something_else_is_refused(examine, monkey
 
 def test_the_noise_is_measured_against_the_plain_forward_pass(random_pair):
     pair = load_pair(random_pair.student, random_pair.teacher)
-    rollouts = doctor_checks.sample_responses(
-        pair.student, pair.encode(["1+2+4=", "7+0+0="]), 8, [1], 0, temperature=0.0
-    )
+    rollouts = pair_checks.sample_responses(pair.student, pair.encode(["1+2+4=", "7+0+0="]), 8, [1], 0, temperature=0.0)
     updated = logprob_noise.response_logprobs(pair.student, rollouts, 1.0, 2048, 10**6)
     for row, length in enumerate(rollouts.lengths.tolist()):
         prompt, response = rollouts.prompts[row], rollouts.responses[row, :length]
@@ -311,7 +310,7 @@ def test_a_teacher_that_is_no_better_is_warned_about(examine, random_pair):
      ("OFTEN_REJECTED", -1.0, "of the student's tokens")],
 )  # fmt: skip
 def test_figures_beyond_their_limits_are_warned_about(examine, monkeypatch, limit, value, said):
-    monkeypatch.setattr(doctor_checks, limit, value)
+    monkeypatch.setattr(pair_checks, limit, value)
     assert said in " ".join(texts(examine(), "warning", "divergence").split())
 
 
@@ -334,7 +333,7 @@ def test_memory_that_does_not_suffice_is_refused_before_anything_is_loaded(exami
 def test_a_disk_that_is_too_small_is_refused(examine, monkeypatch):
     from collections import namedtuple
 
-    from tgpo_lab import doctor
+    from tgpo_lab.doctor import diagnose as doctor
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**5))

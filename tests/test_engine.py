@@ -11,15 +11,15 @@ from scipy.stats import chisquare
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
-from tgpo_lab.engine import OwnEngine
+from tgpo_lab.diagnostics.logprob_noise import response_logprobs
 from tgpo_lab.errors import InputError
-from tgpo_lab.logprob_noise import response_logprobs
-from tgpo_lab.lora import add_adapters
 from tgpo_lab.metrics import read_rows
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.models.lora import add_adapters
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.sampling.engine import OwnEngine
+from tgpo_lab.sampling.vllm_engine import VLLMEngine, checkpoint_weights, require_vllm
 from tgpo_lab.training import train
-from tgpo_lab.vllm_engine import VLLMEngine, checkpoint_weights, require_vllm
 
 STAND_IN = Path(__file__).with_name("stand_in_vllm")
 PROMPTS = ["47+85+36=", "7+8=", "12+34+56+78="]
@@ -77,7 +77,7 @@ def engine(request, pair, vllm):
     if request.param == "own":
         return OwnEngine(pair.student)
     if request.param == "own compiled shapes":
-        from tgpo_lab.fixed_shape_decoding import FixedShapeDecoder
+        from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
 
         own = OwnEngine(pair.student)
         own._decoder = FixedShapeDecoder(pair.student, compiled=False)

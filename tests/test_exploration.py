@@ -8,15 +8,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tgpo_lab.branching import continue_after
 from tgpo_lab.errors import InputError
-from tgpo_lab.exploration import Exploration
+from tgpo_lab.explorer.branching import continue_after
+from tgpo_lab.explorer.exploration import Exploration
+from tgpo_lab.explorer.student_history import StudentHistory
 from tgpo_lab.losses import group_advantages
 from tgpo_lab.methods import make_method
-from tgpo_lab.pairs import load_model, load_pair
-from tgpo_lab.rewards import marked_answer
+from tgpo_lab.models.pairs import load_model, load_pair
 from tgpo_lab.schedules import LinearDecay
-from tgpo_lab.student_history import StudentHistory
+from tgpo_lab.tasks.rewards import marked_answer
 from tgpo_lab.training import train
 
 PROMPT, LIMIT = "1+2+4=", 12

@@ -17,9 +17,9 @@ from anywidget import _util
 from PIL import Image
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.token_colors import LEVELS, cell_colors, palette
-from tgpo_lab.token_text import visible_text
+from tgpo_lab.explorer.token_colors import LEVELS, cell_colors, palette
+from tgpo_lab.explorer.token_text import visible_text
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.training import train
 from tgpo_lab.widgets import GuidanceExplorer
 from tgpo_lab.widgets.pages import SCRIPTS, fallback_page, legend_values, module_source, standalone_page

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.fixed_shape_decoding import FixedShapeDecoder
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
 from tgpo_lab.training import train
 
 PROMPTS = ["47+85+36=", "7+8=", "12+34+56+78="]
@@ -109,12 +109,12 @@ def test_other_architectures_are_refused_in_one_sentence(name, options):
 
 def test_looking_seldom_at_what_has_finished_changes_no_token(pair, monkeypatch):
     """As on a GPU; there are rows that end at each place, and all end before the limit."""
-    from tgpo_lab import sampling
+    from tgpo_lab.sampling import cached_sampling
 
     wanted = sample(pair.student, pair, None, ends=range(0, 2048, 2), tokens=40)
     assert wanted.finished.all() and len(set(wanted.lengths.tolist())) == 3
     for every in (3, 16, 100):
-        monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": every})
+        monkeypatch.setattr(cached_sampling, "LOOK_EVERY", {"cpu": every})
         assert_same(sample(pair.student, pair, None, ends=range(0, 2048, 2), tokens=40), wanted)
 
 

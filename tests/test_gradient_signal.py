@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tgpo_lab import losses
-from tgpo_lab.gradient_signal import signal_moments
+from tgpo_lab.diagnostics.gradient_signal import signal_moments
 
 SEEDS = st.integers(0, 10_000)
 

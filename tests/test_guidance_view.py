@@ -9,15 +9,15 @@ from hypothesis import strategies as st
 
 from tgpo_lab.batch import Batch, Positions
 from tgpo_lab.errors import InputError
-from tgpo_lab.guidance_view import advantages_by_prompt, view_guidance
-from tgpo_lab.logit_updates import UPDATE_METHODS, logit_updates
+from tgpo_lab.explorer.guidance_view import advantages_by_prompt, view_guidance
+from tgpo_lab.explorer.logit_updates import UPDATE_METHODS, logit_updates
+from tgpo_lab.explorer.token_text import visible_text
 from tgpo_lab.methods import make_method
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.rewards import marked_answer, score
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.rollouts import Rollouts
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.tasks.rewards import marked_answer, score
 from tgpo_lab.teacher import ask_teacher
-from tgpo_lab.token_text import visible_text
 
 PROMPTS, GROUP = ["1+2+4=", "0+0+7="], 4
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tgpo_lab import engine
 from tgpo_lab.importance import truncated_importance_weights
 from tgpo_lab.losses import kdrl_loss, policy_gradient_loss
 from tgpo_lab.methods import make_method, method_entries
 from tgpo_lab.metrics import read_rows
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.sampling import engine
+from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.training import train
 
 LOGITS = torch.tensor([0.3, -1.2, 2.0, 0.0, -0.4], dtype=torch.float64)

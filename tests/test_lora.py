@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.errors import InputError
-from tgpo_lab.lora import add_adapters
-from tgpo_lab.pairs import load_model
+from tgpo_lab.models.lora import add_adapters
+from tgpo_lab.models.pairs import load_model
 from tgpo_lab.runs import latest_checkpoint, load_run
 from tgpo_lab.training import train
 

@@ -7,11 +7,11 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig
 
 from tgpo_lab.config import TrainConfig
-from tgpo_lab.decoding import preallocated_cache
-from tgpo_lab.lora import add_adapters
-from tgpo_lab.memory import checkpoint_bytes, estimate_memory, shape_of
+from tgpo_lab.doctor.memory_estimate import checkpoint_bytes, estimate_memory, shape_of
 from tgpo_lab.methods import make_method
+from tgpo_lab.models.lora import add_adapters
 from tgpo_lab.runs import latest_checkpoint
+from tgpo_lab.sampling.decoding import preallocated_cache
 from tgpo_lab.training import train
 
 SMALL = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3,

@@ -7,7 +7,7 @@ import pytest
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.metrics import METRICS, MetricsLog, metrics_frame, metrics_markdown, read_rows
-from tgpo_lab.pairs import DATA
+from tgpo_lab.models.pairs import DATA
 
 
 def test_the_page_is_the_table():

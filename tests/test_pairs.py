@@ -3,11 +3,11 @@
 import pytest
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from tgpo_lab.diagnostics.pair_card import measure_pair
 from tgpo_lab.errors import InputError
 from tgpo_lab.evaluation import evaluate
-from tgpo_lab.pair_card import measure_pair
-from tgpo_lab.pairs import load_pair, require_room
-from tgpo_lab.prompts import load_prompts
+from tgpo_lab.models.pairs import load_pair, require_room
+from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.training import train
 
 PROMPTS = ["1+2=", "1+2+3+4=", "1+2+3="]  # 4, 8 and 6 tokens

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.logit_updates import UPDATE_METHODS
+from tgpo_lab.explorer.logit_updates import UPDATE_METHODS
 from tgpo_lab.methods import make_method
 from tgpo_lab.schedules import LinearDecay, UntilAgreement
 from tgpo_lab.training import train

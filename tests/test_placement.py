@@ -9,12 +9,12 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import tgpo_lab
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.placement import device_of, offload, require_device
-from tgpo_lab.policy import project_to_vocabulary
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.models.policy import project_to_vocabulary
+from tgpo_lab.parallel.placement import device_of, offload, require_device
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.runs import latest_checkpoint
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.teacher import ask_teacher
 
 

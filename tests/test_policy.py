@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from tgpo_lab.errors import InputError
 from tgpo_lab.losses import token_logprobs
 from tgpo_lab.micro_batches import split_rows
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.policy import check_projection, most_probable, project_to_vocabulary, response_hidden_states
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.models.policy import check_projection, most_probable, project_to_vocabulary, response_hidden_states
 from tgpo_lab.rollouts import Rollouts, join_rollouts
 from tgpo_lab.teacher import ask_teacher
 

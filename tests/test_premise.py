@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from tgpo_lab.diagnostics.premise import continue_from, premise_by_depth
 from tgpo_lab.errors import InputError
 from tgpo_lab.evaluation import evaluate, pair_prompts
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.premise import continue_from, premise_by_depth
+from tgpo_lab.models.pairs import load_pair
 
 COUNT = 12
 

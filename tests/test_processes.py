@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tgpo_lab.checkpoints import read_state
 from tgpo_lab.errors import InputError
 from tgpo_lab.methods import make_method
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.processes import ALONE, Processes
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.parallel.processes import ALONE, Processes
 from tgpo_lab.randomness import generator_for
 from tgpo_lab.runs import latest_checkpoint
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.teacher import ask_teacher
 from tgpo_lab.training import train
 

@@ -7,8 +7,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.prompt_format import PromptFormat, end_of_turn
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.tasks.prompt_format import PromptFormat, end_of_turn
 from tgpo_lab.training import train
 
 # In words that the project's tokenizer knows: turns between ; and <eos>.

@@ -8,12 +8,12 @@ from datasets import Dataset, DatasetDict
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tgpo_lab import prompts
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import DATA
-from tgpo_lab.prompts import load_prompts
+from tgpo_lab.models.pairs import DATA
 from tgpo_lab.randomness import derived_seed, generator_for, rows_of_step
-from tgpo_lab.rewards import last_number
+from tgpo_lab.tasks import prompts
+from tgpo_lab.tasks.prompts import load_prompts
+from tgpo_lab.tasks.rewards import last_number
 from tgpo_lab.tiny_world.arithmetic import AdditionTask, split_of
 from tgpo_lab.tiny_world.building import write_prompts
 

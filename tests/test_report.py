@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tgpo_lab import report as report_module
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.errors import InputError
 from tgpo_lab.metrics import metrics_frame
-from tgpo_lab.report import token_style, write_report
+from tgpo_lab.reports import report as report_module
+from tgpo_lab.reports.report import token_style, write_report
+from tgpo_lab.reports.sample_rollouts import AnnotatedRollout, AnnotatedToken
 from tgpo_lab.runs import RunResult
-from tgpo_lab.sample_rollouts import AnnotatedRollout, AnnotatedToken
 
 HOSTILE = ["<script>alert(1)</script>", "</div></span>", '"><img src=x onerror=alert(1)>', "{{ 7 * 6 }}", "&lt;b&gt;"]
 VOID = {"meta", "link", "img", "source", "wbr", "br"}

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.evaluation import evaluate
-from tgpo_lab.math_answers import MathChecker, math_verify
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.prompts import load_prompts
-from tgpo_lab.rewards import exact_match, last_number, marked_answer, reward_function, score
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.rollouts import Rollouts
+from tgpo_lab.tasks.math_answers import MathChecker, math_verify
+from tgpo_lab.tasks.prompts import load_prompts
+from tgpo_lab.tasks.rewards import exact_match, last_number, marked_answer, reward_function, score
 
 RIGHT = [
     "#168",

@@ -8,9 +8,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.sample_rollouts import AnnotatedToken, annotate
-from tgpo_lab.token_text import visible_text
+from tgpo_lab.explorer.token_text import visible_text
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.reports.sample_rollouts import AnnotatedToken, annotate
 
 PROMPTS, ANSWERS = ["1+2+4=", "0+0+7=", "3+3+1=", "5+1+1="], ["7", "7", "7", "8"]
 LIMIT = 12

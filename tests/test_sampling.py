@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from tgpo_lab import sampling
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.sampling import draw_tokens, sample_responses
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.sampling import cached_sampling
+from tgpo_lab.sampling.cached_sampling import draw_tokens, sample_responses
 
 PROMPTS = ["47+85+36=", "7+8=", "12+34+56+78="]
 
@@ -122,7 +122,7 @@ def test_what_a_row_samples_does_not_depend_on_dropping_finished_rows(pair, monk
     options = {"tokens": 24, "end_tokens": ends, "samples_per_prompt": 16}
     dropped_at_once = sample(pair, **options)
     assert len(set(dropped_at_once.lengths.tolist())) > 3
-    monkeypatch.setattr(sampling, "DROP_SHARE", 2.0)  # never
+    monkeypatch.setattr(cached_sampling, "DROP_SHARE", 2.0)  # never
     never_dropped = sample(pair, **options)
     assert torch.equal(dropped_at_once.responses, never_dropped.responses)
     assert torch.equal(dropped_at_once.mask, never_dropped.mask)

@@ -9,13 +9,13 @@ import torch
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from tgpo_lab.diagnostics.pair_card import measure_pair
 from tgpo_lab.errors import InputError
 from tgpo_lab.evaluation import evaluate
-from tgpo_lab.pair_card import measure_pair
-from tgpo_lab.pairs import load_pair
-from tgpo_lab.policy import project_to_vocabulary
-from tgpo_lab.prompts import load_prompts
-from tgpo_lab.shared_vocabulary import share_vocabulary
+from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.models.policy import project_to_vocabulary
+from tgpo_lab.models.shared_vocabulary import share_vocabulary
+from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.training import train
 
 LETTERS = [chr(c) for c in range(97, 123)]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import tgpo_lab
+from tgpo_lab.diagnostics.pair_card import PairCard, card_markdown, measure_pair
 from tgpo_lab.evaluation import pair_prompts
-from tgpo_lab.pair_card import PairCard, card_markdown, measure_pair
-from tgpo_lab.pairs import DATA, load_pair, shipped_pairs
+from tgpo_lab.models.pairs import DATA, load_pair, shipped_pairs
 from tgpo_lab.tiny_world.recipes import PAIR_RECIPES
 
 NAMES = ("near", "mid", "far", "far-fragile")

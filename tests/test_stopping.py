@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from tgpo_lab import training
 from tgpo_lab.checkpoints import checkpoint_folders, read_state
 from tgpo_lab.cli import main
-from tgpo_lab.measurement import StepMeasurement
-from tgpo_lab.out_of_memory import is_out_of_memory
+from tgpo_lab.loop.measurement import StepMeasurement
+from tgpo_lab.loop.out_of_memory import is_out_of_memory
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
 

@@ -22,15 +22,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tgpo_lab
-from tgpo_lab import teacher_server
-from tgpo_lab.doctor import diagnose
+from tgpo_lab.doctor.diagnose import diagnose
 from tgpo_lab.errors import InputError
 from tgpo_lab.methods import make_method
-from tgpo_lab.prompt_logprobs import PrefixAnswer
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.teacher import ask_teacher
-from tgpo_lab.teacher_server import KEY_VARIABLE, ServerTeacher
+from tgpo_lab.teachers import server as server_module
+from tgpo_lab.teachers.prompt_logprobs import PrefixAnswer
+from tgpo_lab.teachers.server import KEY_VARIABLE, ServerTeacher
 
 VOCABULARY = 2048
 
@@ -136,7 +136,7 @@ class Server:
 
 @pytest.fixture
 def server(random_pair, monkeypatch):
-    monkeypatch.setattr(teacher_server, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(server_module, "FIRST_PAUSE", 0.01)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     running = Server(random_pair.teacher)
     yield running
@@ -602,7 +602,7 @@ def test_the_doctor_examines_the_server_in_place_of_the_weights(server, tiny_con
     assert said["warning", "divergence"].startswith("It was not measured")
     assert ("ok", "sampling noise") in said and "teacher" not in found.memory.parts
     tokens, pair = [], tgpo_lab.load_pair(random_pair.student, random_pair.teacher)
-    for prompt in tgpo_lab.prompts.load_prompts(random_pair.prompts)["validation"]["prompt"][:4]:
+    for prompt in tgpo_lab.tasks.prompts.load_prompts(random_pair.prompts)["validation"]["prompt"][:4]:
         tokens.append(int(server.logits(pair.encode([prompt])[0])[-1].argmax()))
     assert repr(pair.tokenizer.decode([max(tokens, key=tokens.count)])) in said["ok", "opening"]
 

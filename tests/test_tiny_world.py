@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import DATA, load_tokenizer
-from tgpo_lab.rewards import marked_answer
+from tgpo_lab.models.pairs import DATA, load_tokenizer
+from tgpo_lab.tasks.rewards import marked_answer
 from tgpo_lab.tiny_world.arithmetic import SPLIT_SHARES, AdditionTask, prompt_text, split_of, terse_text, worked_text
 from tgpo_lab.tiny_world.building import write_prompts
 from tgpo_lab.tiny_world.recipes import PAIR_RECIPES, StudentRecipe, TeacherRecipe

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 import tgpo_lab
 from tgpo_lab.errors import InputError
-from tgpo_lab.pairs import load_pair
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.runs import latest_checkpoint
-from tgpo_lab.sampling import sample_responses
-from tgpo_lab.trace_cache import TraceCache, teacher_identity
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.teachers.trace_cache import TraceCache, teacher_identity
 
 PROMPTS = [[45, 46, 47], [50], [45, 50]]
 

@@ -9,8 +9,8 @@ import yaml
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.errors import InputError
+from tgpo_lab.loop.model_card import model_card
 from tgpo_lab.metrics import METRICS
-from tgpo_lab.model_card import model_card
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
 

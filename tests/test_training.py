@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file
 
 import tgpo_lab
-from tgpo_lab import student_pass, teacher, teacher_sources, training
+from tgpo_lab import teacher, training
 from tgpo_lab.errors import InputError
+from tgpo_lab.loop import student_pass
+from tgpo_lab.loop.stopping import NonFiniteError
 from tgpo_lab.methods import make_method, method_entries
 from tgpo_lab.metrics import METRICS
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.schedules import Constant, LinearDecay
-from tgpo_lab.stopping import NonFiniteError
+from tgpo_lab.teachers import sources
 
 ALL_METHODS = [entry.name for entry in method_entries()]
 
@@ -316,7 +318,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tiny_config, tmp_path):
 
 def test_a_non_finite_loss_stops_with_step_term_and_batch_saved(tiny_config, tmp_path, monkeypatch):
     config = tiny_config(output=str(tmp_path / "broken"), checkpoint_every=1)
-    true_teacher = teacher_sources.ask_teacher
+    true_teacher = sources.ask_teacher
     calls = []
 
     def teacher_with_an_infinite_answer(*args, **kwargs):
@@ -326,7 +328,7 @@ def test_a_non_finite_loss_stops_with_step_term_and_batch_saved(tiny_config, tmp
             answers.logprobs[0, 0] = -torch.inf
         return answers
 
-    monkeypatch.setattr(teacher_sources, "ask_teacher", teacher_with_an_infinite_answer)
+    monkeypatch.setattr(sources, "ask_teacher", teacher_with_an_infinite_answer)
     with pytest.raises(NonFiniteError, match="Step 1: loss_teacher is not finite"):
         run(config.with_changes(method=make_method("rkl")))
     kept = tmp_path / "broken" / "failed-step-000001"

@@ -29,10 +29,10 @@ from tgpo_lab.errors import InputError
 from tgpo_lab.integrations.trl import SUPPORTED_SERIES, TGPOConfig, TGPOTrainer, require_trl
 from tgpo_lab.integrations.trl.batch_teacher import answer_in_forward, ask_about_batch
 from tgpo_lab.methods.tgpo import TGPO
-from tgpo_lab.prompts import load_prompts
 from tgpo_lab.randomness import rows_of_step
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.schedules import Constant, LinearDecay
+from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.teacher import ask_teacher
 
 ROOT = Path(__file__).parent.parent

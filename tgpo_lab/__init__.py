@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .config import TrainConfig
-    from .doctor import diagnose
+    from .diagnostics.pair_card import measure_pair
+    from .doctor.diagnose import diagnose
     from .errors import InputError
     from .evaluation import evaluate
     from .methods import make_method
-    from .pair_card import measure_pair
-    from .pairs import Pair, load_pair, shipped_pairs
+    from .models.pairs import Pair, load_pair, shipped_pairs
     from .runs import RunResult, load_run
     from .training import train
 
@@ -30,16 +30,16 @@ __version__ = "0.1.0"
 # Imported on first use: the command line answers --help without waiting for torch and transformers.
 _HOMES = {
     "InputError": "errors",
-    "Pair": "pairs",
+    "Pair": "models.pairs",
     "RunResult": "runs",
     "TrainConfig": "config",
-    "diagnose": "doctor",
+    "diagnose": "doctor.diagnose",
     "evaluate": "evaluation",
-    "load_pair": "pairs",
+    "load_pair": "models.pairs",
     "load_run": "runs",
     "make_method": "methods",
-    "measure_pair": "pair_card",
-    "shipped_pairs": "pairs",
+    "measure_pair": "diagnostics.pair_card",
+    "shipped_pairs": "models.pairs",
     "train": "training",
 }
 _MODULES = {"losses", "plots", "schedules", "methods", "metrics"}

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from .importance import truncated_importance_weights
 from .losses import token_logprobs
-from .policy import project_to_vocabulary
+from .models.policy import project_to_vocabulary
 from .rollouts import Rollouts
 from .teacher import TeacherAnswers
 

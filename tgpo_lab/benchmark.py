@@ -22,9 +22,9 @@ from transformers.utils import logging as transformers_logging
 
 from .config import TrainConfig
 from .files import write_text
+from .models.pairs import Pair, load_pair
 from .operations import PHASES, MatrixRates, work_of_step
-from .pairs import Pair, load_pair
-from .prompts import load_prompts
+from .tasks.prompts import load_prompts
 from .training import train
 
 

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
 from .files import write_json, write_text, written_folder
-from .sharding import like
+from .parallel.sharding import like
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 PREFIX = "step-"

@@ -9,11 +9,11 @@ from typing import Literal
 from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
+from .methods.server_limits import require_server_suffices
 from .presets import PRESETS
-from .prompt_format import PromptFormat
-from .rewards import reward_function
 from .schedules import Schedule, parse_schedule
-from .server_limits import require_server_suffices
+from .tasks.prompt_format import PromptFormat
+from .tasks.rewards import reward_function
 from .trackers import require_trackers
 
 
@@ -241,7 +241,7 @@ class TrainConfig:
 
     @property
     def prompt_options(self) -> dict[str, str | None]:
-        """What :func:`tgpo_lab.prompts.load_prompts` is to be told beside the dataset."""
+        """What :func:`tgpo_lab.tasks.prompts.load_prompts` is to be told beside the dataset."""
         return {
             name: getattr(self, name)
             for name in ("prompt_column", "answer_column", "answer_after", "dataset_config", "train_split",
@@ -254,7 +254,7 @@ class TrainConfig:
 
         Args:
             name: ``tiny`` (a shipped pair on two CPU cores), ``paper`` (the paper's settings), ``gpu-24gb`` or
-                ``gpu-80gb`` (one card; by the arithmetic of :mod:`tgpo_lab.memory`).
+                ``gpu-80gb`` (one card; by the arithmetic of :mod:`tgpo_lab.doctor.memory_estimate`).
             method: name of the method, with the options that suit the preset.
             changes: fields to change.
 

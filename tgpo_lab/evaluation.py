@@ -9,15 +9,15 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .divided_sampling import sample_divided
-from .engine import Engine, OwnEngine
 from .errors import InputError
-from .pairs import Pair, require_room
-from .processes import ALONE, Processes
-from .prompts import load_prompts
+from .models.pairs import Pair, require_room
+from .parallel.processes import ALONE, Processes
 from .randomness import generator_for
-from .rewards import reward_function, score
 from .rollouts import Rollouts, join_rollouts
+from .sampling.divided_sampling import sample_divided
+from .sampling.engine import Engine, OwnEngine
+from .tasks.prompts import load_prompts
+from .tasks.rewards import reward_function, score
 
 
 @dataclass(frozen=True)

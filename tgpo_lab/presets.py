@@ -31,8 +31,8 @@ PRESETS: dict[str, dict[str, object]] = {
         "gradient_terms_every": 20,
         "checkpoint_every": 20,
     },
-    # What fits is the sum that tgpo_lab.memory makes, which `tgpo-lab doctor` prints by part; for prompts of up to 512
-    # tokens, in 10⁹ bytes. Neither has been run on its card yet.
+    # What fits is the sum that tgpo_lab.doctor.memory_estimate makes, which `tgpo-lab doctor` prints by part; for
+    # prompts of up to 512 tokens, in 10⁹ bytes. Neither has been run on its card yet.
     # 24 GB: student 3.1, teacher 8.0, adapters with gradients and moments 0.6, sampling 128 rows × 1,536 tokens 6.1,
     # context and fragments 3.0: 20.8 in all.
     "gpu-24gb": {

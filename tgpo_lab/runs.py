@@ -15,7 +15,7 @@ from .config import TrainConfig
 from .errors import InputError
 from .files import require_name, require_writable_folder, write_json
 from .metrics import metrics_frame, read_rows
-from .pairs import load_model
+from .models.pairs import load_model
 from .provenance import provenance
 
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .micro_batches import split_rows
-from .policy import most_probable, positions_at_once, project_to_vocabulary, response_hidden_states
-from .processes import Processes
+from .models.policy import most_probable, positions_at_once, project_to_vocabulary, response_hidden_states
+from .parallel.processes import Processes
 from .rollouts import Rollouts
-from .sampling import draw_tokens
+from .sampling.cached_sampling import draw_tokens
 
 
 @dataclass
@@ -103,17 +103,20 @@ def ask_teacher(
     if top_k:
         answers.top_tokens = torch.zeros(*mask.shape, top_k, dtype=torch.long, device=mask.device)
         answers.top_logprobs = torch.zeros(*mask.shape, top_k, device=mask.device)
-    kept_states: list[Tensor] = []
+    asked = torch.arange(len(rollouts), device=mask.device) if rows is None else rows.to(mask.device)
+    kept = 0
     if keep_distribution is not None:
         answers.hidden_index = torch.full(mask.shape, -1, device=mask.device)
-    kept = 0
+        room = int((keep_distribution & mask)[asked].sum())
 
-    asked = torch.arange(len(rollouts), device=mask.device) if rows is None else rows.to(mask.device)
     for split in split_rows(rollouts.rows(asked), micro_batch_tokens):
         rows = asked[split]
         part = rollouts.rows(rows)
         part_row, part_step = part.mask.nonzero(as_tuple=True)
         states = response_hidden_states(teacher, part)  # (positions of these rows, H)
+        if keep_distribution is not None and answers.hidden is None:
+            # At once, not state by state between the logits of two chunks: those would then find no room to reuse.
+            answers.hidden = states.new_empty(room, states.shape[-1])
         size = positions_at_once(vocabulary_size, states.device)
         chunks = zip(states.split(size), rows[part_row].split(size), part_step.split(size), strict=True)
         for hidden, row, step in chunks:  # N positions; where each stands in (B, T)
@@ -131,8 +134,6 @@ def ask_teacher(
                 wanted = keep_distribution[row, step]
                 count = int(wanted.sum())
                 answers.hidden_index[row[wanted], step[wanted]] = torch.arange(kept, kept + count, device=mask.device)
-                kept_states.append(hidden[wanted])
+                answers.hidden[kept : kept + count] = hidden[wanted]
                 kept += count
-    if kept_states:
-        answers.hidden = torch.cat(kept_states)
     return answers

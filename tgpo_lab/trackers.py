@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 
 from .errors import InputError
-from .processes import start_options
+from .parallel.processes import start_options
 
 INSTALL = {
     "tensorboard": "pip install 'tgpo-lab[tensorboard]'",

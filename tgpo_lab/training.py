@@ -16,32 +16,32 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .allocator import keep_freed_memory
 from .batch import Batch
 from .checkpoints import CheckpointState, optimizer_tensors, save_checkpoint
-from .clock import Clock
 from .config import TrainConfig
-from .divided_sampling import sample_divided
 from .evaluation import evaluate
-from .lora import require_peft, save_merged
-from .measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
+from .loop.allocator import keep_freed_memory
+from .loop.clock import Clock
+from .loop.measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
+from .loop.mini_batches import mini_batches, rows_of_groups
+from .loop.model_card import model_card
+from .loop.out_of_memory import MicroBatchTokens
+from .loop.preparation import prepare
+from .loop.progress import TrainingProgress
+from .loop.stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
+from .loop.student_pass import StudentPasses
 from .methods import method_name
 from .metrics import metrics_frame
-from .mini_batches import mini_batches, rows_of_groups
-from .model_card import model_card
-from .out_of_memory import MicroBatchTokens
-from .preparation import prepare
-from .processes import Processes
-from .progress import TrainingProgress
+from .models.lora import require_peft, save_merged
+from .parallel.processes import Processes
+from .parallel.sharding import gathered, whole
 from .randomness import derived_seed, generator_for, rows_of_step
-from .rewards import reward_function, score
 from .rollouts import join_rollouts
 from .runs import CHECKPOINTS, RunResult
-from .sharding import gathered, whole
-from .stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
-from .student_pass import StudentPasses
+from .sampling.divided_sampling import sample_divided
+from .sampling.vllm_engine import require_vllm
+from .tasks.rewards import reward_function, score
 from .trackers import tracked, tracking_accelerator
-from .vllm_engine import require_vllm
 
 
 def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = True) -> RunResult:
@@ -52,7 +52,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     was not.
 
     Started by ``accelerate launch`` or ``torchrun``, several processes divide each step's prompts, the held-out ones
-    too. Their number, which a resume may change, makes no difference but rounding: see :mod:`tgpo_lab.processes`.
+    too. Their number, which a resume may change, makes no difference but rounding:
+    see :mod:`tgpo_lab.parallel.processes`.
 
     Args:
         config: everything that decides the run.

@@ -16,7 +16,7 @@ import torch
 
 from tgpo_lab import TrainConfig, evaluate, load_pair, plots, train
 from tgpo_lab.evaluation import pair_prompts
-from tgpo_lab.sample_rollouts import annotate
+from tgpo_lab.reports.sample_rollouts import annotate
 from tgpo_lab.studies.figures import curves
 from tgpo_lab.studies.results import load_results
 

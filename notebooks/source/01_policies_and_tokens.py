@@ -19,8 +19,8 @@ import torch
 from tgpo_lab import load_pair
 from tgpo_lab.exercises import check
 from tgpo_lab.losses import entropy, masked_sum, token_logprobs
-from tgpo_lab.policy import project_to_vocabulary, response_hidden_states
-from tgpo_lab.sampling import draw_tokens, sample_responses
+from tgpo_lab.models.policy import project_to_vocabulary, response_hidden_states
+from tgpo_lab.sampling.cached_sampling import draw_tokens, sample_responses
 
 torch.manual_seed(0)
 sns.set_theme(style="ticks", palette="colorblind")

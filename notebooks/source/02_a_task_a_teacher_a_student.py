@@ -18,14 +18,14 @@ import seaborn as sns
 import torch
 
 from tgpo_lab import evaluate, load_pair, measure_pair
+from tgpo_lab.diagnostics.pair_card import card_markdown
+from tgpo_lab.diagnostics.premise import continue_from
 from tgpo_lab.evaluation import pair_prompts
 from tgpo_lab.exercises import check
-from tgpo_lab.pair_card import card_markdown
-from tgpo_lab.pairs import DATA
-from tgpo_lab.policy import project_to_vocabulary, response_hidden_states
-from tgpo_lab.premise import continue_from
-from tgpo_lab.rewards import marked_answer
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.models.pairs import DATA
+from tgpo_lab.models.policy import project_to_vocabulary, response_hidden_states
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.tasks.rewards import marked_answer
 from tgpo_lab.tiny_world.arithmetic import terse_text, worked_text
 
 torch.manual_seed(0)

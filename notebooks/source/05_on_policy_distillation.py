@@ -23,11 +23,11 @@ from tgpo_lab import TrainConfig, evaluate, load_pair, plots, train
 from tgpo_lab.exercises import check
 from tgpo_lab.losses import masked_sum, policy_gradient_loss, reverse_kl_per_token, token_logprobs
 from tgpo_lab.micro_batches import split_rows
-from tgpo_lab.policy import project_to_vocabulary, response_hidden_states
-from tgpo_lab.prompts import load_prompts
+from tgpo_lab.models.policy import project_to_vocabulary, response_hidden_states
 from tgpo_lab.randomness import generator_for, rows_of_step
-from tgpo_lab.rewards import marked_answer, score
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.tasks.prompts import load_prompts
+from tgpo_lab.tasks.rewards import marked_answer, score
 
 sns.set_theme(style="ticks", palette="colorblind")
 colors = sns.color_palette("colorblind")

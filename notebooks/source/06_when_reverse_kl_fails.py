@@ -21,16 +21,16 @@ import torch
 
 from tgpo_lab import TrainConfig, evaluate, load_pair, plots, train
 from tgpo_lab.checkpoints import checkpoint_folders
+from tgpo_lab.diagnostics.gradient_signal import signal_moments
+from tgpo_lab.diagnostics.premise import continue_from
 from tgpo_lab.exercises import check
-from tgpo_lab.gradient_signal import signal_moments
+from tgpo_lab.explorer.token_text import visible_text
 from tgpo_lab.losses import token_logprobs
-from tgpo_lab.pairs import load_model
-from tgpo_lab.policy import project_to_vocabulary, response_hidden_states
-from tgpo_lab.premise import continue_from
-from tgpo_lab.prompts import load_prompts
-from tgpo_lab.sample_rollouts import annotate
-from tgpo_lab.sampling import sample_responses
-from tgpo_lab.token_text import visible_text
+from tgpo_lab.models.pairs import load_model
+from tgpo_lab.models.policy import project_to_vocabulary, response_hidden_states
+from tgpo_lab.reports.sample_rollouts import annotate
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.tasks.prompts import load_prompts
 
 sns.set_theme(style="ticks", palette="colorblind")
 colors = sns.color_palette("colorblind")

@@ -22,9 +22,9 @@ from tgpo_lab import TrainConfig, evaluate, load_pair, make_method, train
 from tgpo_lab.evaluation import pair_prompts
 from tgpo_lab.exercises import check
 from tgpo_lab.losses import group_advantages, policy_gradient_loss
+from tgpo_lab.models.policy import project_to_vocabulary, response_hidden_states
 from tgpo_lab.plots import plot_runs
-from tgpo_lab.policy import project_to_vocabulary, response_hidden_states
-from tgpo_lab.rewards import marked_answer
+from tgpo_lab.tasks.rewards import marked_answer
 from tgpo_lab.tiny_world.arithmetic import worked_text
 
 torch.manual_seed(0)

@@ -21,6 +21,7 @@ import torch
 from tgpo_lab import TrainConfig, load_pair, train
 from tgpo_lab.evaluation import pair_prompts
 from tgpo_lab.exercises import check
+from tgpo_lab.explorer.token_text import visible_text
 from tgpo_lab.losses import (
     group_advantages,
     guidance_loss,
@@ -28,16 +29,15 @@ from tgpo_lab.losses import (
     reverse_kl_advantage,
     token_logprobs,
 )
+from tgpo_lab.models.policy import project_to_vocabulary, response_hidden_states
 from tgpo_lab.plots import plot_runs
-from tgpo_lab.policy import project_to_vocabulary, response_hidden_states
-from tgpo_lab.prompts import load_prompts
 from tgpo_lab.randomness import generator_for, rows_of_step
-from tgpo_lab.rewards import marked_answer, score
-from tgpo_lab.sample_rollouts import annotate
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.reports.sample_rollouts import annotate
+from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.schedules import LinearDecay
+from tgpo_lab.tasks.prompts import load_prompts
+from tgpo_lab.tasks.rewards import marked_answer, score
 from tgpo_lab.teacher import ask_teacher
-from tgpo_lab.token_text import visible_text
 from tgpo_lab.widgets import softmax_panel
 
 torch.manual_seed(0)

@@ -20,16 +20,16 @@ import torch
 
 from tgpo_lab import TrainConfig, evaluate, load_pair, measure_pair, train
 from tgpo_lab.checkpoints import checkpoint_folders
+from tgpo_lab.diagnostics.premise import premise_by_depth
 from tgpo_lab.evaluation import pair_prompts
 from tgpo_lab.exercises import check
 from tgpo_lab.guidance import confidence_gate, teacher_doubt, trust_horizon_gate, trust_horizon_weights
 from tgpo_lab.losses import entropy
-from tgpo_lab.pairs import load_model
+from tgpo_lab.models.pairs import load_model
 from tgpo_lab.plots import plot_runs
-from tgpo_lab.premise import premise_by_depth
-from tgpo_lab.rewards import marked_answer
-from tgpo_lab.sample_rollouts import visible_text
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.reports.sample_rollouts import visible_text
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.tasks.rewards import marked_answer
 from tgpo_lab.teacher import ask_teacher
 
 torch.manual_seed(0)

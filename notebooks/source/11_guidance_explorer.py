@@ -15,9 +15,9 @@ import shutil
 import torch
 
 from tgpo_lab import TrainConfig, load_pair, train
-from tgpo_lab.guidance_view import advantages_by_prompt, view_guidance
-from tgpo_lab.rewards import marked_answer, score
-from tgpo_lab.sampling import sample_responses
+from tgpo_lab.explorer.guidance_view import advantages_by_prompt, view_guidance
+from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.tasks.rewards import marked_answer, score
 from tgpo_lab.widgets import GuidanceExplorer, kl_panel, schedule_panel, softmax_panel
 
 torch.manual_seed(0)

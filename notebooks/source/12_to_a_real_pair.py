@@ -30,13 +30,13 @@ from transformers import (
 from transformers.utils import logging
 
 from tgpo_lab import InputError, TrainConfig, diagnose, evaluate, load_pair, measure_pair, train
+from tgpo_lab.doctor.memory_estimate import estimate_memory, shape_of
 from tgpo_lab.exercises import check
-from tgpo_lab.memory import estimate_memory, shape_of
 from tgpo_lab.metrics import METRICS, metrics_frame, read_rows
-from tgpo_lab.pairs import load_tokenizer, pair_paths
-from tgpo_lab.prompt_format import PromptFormat
-from tgpo_lab.prompts import load_prompts
-from tgpo_lab.rewards import reward_function
+from tgpo_lab.models.pairs import load_tokenizer, pair_paths
+from tgpo_lab.tasks.prompt_format import PromptFormat
+from tgpo_lab.tasks.prompts import load_prompts
+from tgpo_lab.tasks.rewards import reward_function
 
 logging.disable_progress_bar()
 sns.set_theme(style="ticks", palette="colorblind")

@@ -14,7 +14,7 @@ import nbformat
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, expect, sync_playwright
 
-from tgpo_lab.pairs import load_pair
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.widgets import GuidanceExplorer
 
 from .hosts import PAGES, PATIENCE, ROOT, running

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import expect
 
-from tgpo_lab.pairs import load_pair
+from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.widgets import GuidanceExplorer
 
 from .conftest import watched

@@ -11,10 +11,10 @@ import tyro
 
 from ..errors import InputError
 from ..evaluation import evaluate, pair_prompts
-from ..pairs import load_model, load_pair
-from ..prompt_format import PromptFormat
-from ..prompts import load_prompts
+from ..models.pairs import load_model, load_pair
 from ..runs import latest_checkpoint, read_config
+from ..tasks.prompt_format import PromptFormat
+from ..tasks.prompts import load_prompts
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import tyro
 
+from ..diagnostics.pair_card import card_markdown, measure_pair, require_room_to_measure
 from ..errors import InputError
 from ..evaluation import pair_prompts
 from ..files import require_writable_folder, write_json, write_text
-from ..pair_card import card_markdown, measure_pair, require_room_to_measure
-from ..pairs import DATA, load_pair, shipped_pairs
-from ..prompts import load_prompts
+from ..models.pairs import DATA, load_pair, shipped_pairs
 from ..provenance import provenance
-from ..rewards import reward_function
+from ..tasks.prompts import load_prompts
+from ..tasks.rewards import reward_function
 
 
 def pairs_command(arguments: list[str]) -> int:

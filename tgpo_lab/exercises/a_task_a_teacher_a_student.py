@@ -7,7 +7,7 @@ import re
 
 import torch
 
-from ..rewards import marked_answer
+from ..tasks.rewards import marked_answer
 from .checking import Exercise
 
 

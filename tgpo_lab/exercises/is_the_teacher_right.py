@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..guidance import teacher_doubt, trust_horizon_gate
-from ..rewards import marked_answer
+from ..tasks.rewards import marked_answer
 from .checking import Exercise
 
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from ..gradient_signal import signal_moments
+from ..diagnostics.gradient_signal import signal_moments
 from .checking import Exercise
 
 

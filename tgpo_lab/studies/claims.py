@@ -22,6 +22,8 @@ from .statistics import mean_interval, paired_comparison
 from .tables import difference_text, markdown, p_text
 
 LEVEL = 0.05
+MOST_PAIRS = 4
+"""More are told in one sentence."""
 REPRODUCED, CONDITIONAL, NOT_REPRODUCED, OPEN = "reproduced", "only under a condition", "not reproduced", "not measured"
 FAR_TO_BEYOND = tuple(map_pair(opening, 1.0) for opening in OPENINGS if opening <= -9)
 
@@ -159,6 +161,8 @@ def _judged(claim: Claim, results: StudyResults | None, compared: pd.DataFrame) 
         outcomes = [outcome_of(pair, of_method[of_method["pair"] == pair]) for pair in expected.pairs]
     holds = [outcome for outcome, _ in outcomes]
     verdict = REPRODUCED if all(holds) else CONDITIONAL if any(holds) else NOT_REPRODUCED
+    if isinstance(expected, Collapses) and len(expected.pairs) > MOST_PAIRS:
+        return Judged(claim, verdict, [_collapses_together(of_method[of_method["pair"].isin(expected.pairs)])])
     return Judged(claim, verdict, [text for _, text in outcomes])
 
 
@@ -179,6 +183,18 @@ def _stable(pair: str, runs: pd.DataFrame) -> tuple[bool, str]:
 
 def _collapses(pair: str, runs: pd.DataFrame) -> tuple[bool, str]:
     return 2 * int(runs["collapsed"].sum()) >= len(runs), _course(pair, runs)
+
+
+def _collapses_together(runs: pd.DataFrame) -> str:
+    """Many pairs in one sentence, with those in which any seed collapsed."""
+    collapsed = runs.groupby("pair")["collapsed"].agg(["sum", "size"])
+    named = ", ".join(f"{pair} ({row['sum']} of {row['size']})" for pair, row in collapsed.iterrows() if row["sum"])
+    after = 100 * runs.groupby("pair")["test_accuracy"].mean()
+    return (
+        f"{len(collapsed)} pairs: {runs['collapsed'].sum()} of {len(runs)} runs collapsed"
+        f"{f', of {named}' if named else ''}; accuracy after the run {after.min():.0f} to {after.max():.0f} % "
+        "(mean of a pair), below"
+    )
 
 
 def _course(pair: str, runs: pd.DataFrame) -> str:

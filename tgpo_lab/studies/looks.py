@@ -14,16 +14,16 @@ from torch import Tensor
 
 from ..batch import Batch
 from ..config import TrainConfig
+from ..diagnostics.gradient_signal import signal_moments
+from ..diagnostics.premise import premise_by_depth
 from ..evaluation import evaluate
-from ..gradient_signal import signal_moments
+from ..loop.student_pass import StudentPass, accumulate_gradients
 from ..methods import make_method
 from ..micro_batches import split_rows
-from ..pairs import Pair
-from ..premise import premise_by_depth
+from ..models.pairs import Pair
 from ..randomness import generator_for
-from ..rewards import reward_function, score
-from ..sampling import sample_responses
-from ..student_pass import StudentPass, accumulate_gradients
+from ..sampling.cached_sampling import sample_responses
+from ..tasks.rewards import reward_function, score
 from ..teacher import ask_teacher
 
 PROMPTS = 64

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..config import TrainConfig
 from ..errors import InputError
 from ..methods import make_method
-from ..pairs import DATA, shipped_pairs
+from ..models.pairs import DATA, shipped_pairs
 from ..tiny_world.recipes import PairRecipe
 
 LOOP_VERSION = 1

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..comparison import steps_to
 from ..errors import InputError
 from ..files import write_json, written_folder
 from ..metrics import METRICS, metrics_frame
-from ..pairs import DATA
+from ..models.pairs import DATA
+from ..reports.comparison import steps_to
 from .plan import DIALS, Study
 from .runner import result_file
 

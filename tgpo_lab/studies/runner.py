@@ -28,12 +28,12 @@ from ..checkpoints import checkpoint_folders, read_state
 from ..errors import InputError
 from ..evaluation import evaluate
 from ..files import require_writable_folder, write_json
+from ..loop.stopping import NonFiniteError
 from ..metrics import read_rows
-from ..pairs import load_model, load_pair
-from ..prompts import load_prompts
+from ..models.pairs import load_model, load_pair
 from ..provenance import provenance
 from ..runs import CHECKPOINTS, METRICS_FILE
-from ..stopping import NonFiniteError
+from ..tasks.prompts import load_prompts
 from ..training import train
 from .looks import LOOKS
 from .plan import Cell, Study, measured_dials, pair_digest

@@ -6,7 +6,7 @@ with carries (about 50 tokens):
     47+85+36=  the sum is #168
     47+85+36= <think> ones 7+5=12+6=18 write 8 carry 1; tens 4+8=12+3=15+1=16 write 16;</think> #168
 
-The answer of a response is what stands after its last ``#`` (see :mod:`tgpo_lab.rewards`).
+The answer of a response is what stands after its last ``#`` (see :mod:`tgpo_lab.tasks.rewards`).
 """
 
 from __future__ import annotations

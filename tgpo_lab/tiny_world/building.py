@@ -16,12 +16,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from ..diagnostics.pair_card import PairCard, card_markdown, measure_pair
 from ..errors import InputError
 from ..files import require_writable_folder, write_json, write_text, written_folder
-from ..pair_card import PairCard, card_markdown, measure_pair
-from ..pairs import DATA, load_model, load_pair
-from ..prompts import load_prompts
+from ..models.pairs import DATA, load_model, load_pair
 from ..provenance import provenance
+from ..tasks.prompts import load_prompts
 from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text
 from .pretraining import acquaint_teacher, build_student_skill, build_teacher, set_student_opening
 from .recipes import PairRecipe, StudentRecipe, TeacherRecipe, on_task

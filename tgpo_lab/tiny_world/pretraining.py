@@ -21,8 +21,8 @@ from transformers import (
 )
 
 from ..errors import InputError
-from ..rewards import marked_answer, score
-from ..sampling import sample_responses
+from ..sampling.cached_sampling import sample_responses
+from ..tasks.rewards import marked_answer, score
 from .arithmetic import worked_text
 from .recipes import Pretraining, StudentRecipe, TeacherRecipe
 from .texts import TextBatch, TextSource

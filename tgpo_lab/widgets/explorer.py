@@ -10,10 +10,10 @@ import pandas as pd
 import traitlets
 
 from ..errors import InputError
-from ..explored_response import ExploredResponse
+from ..explorer.explored_response import ExploredResponse
+from ..explorer.token_text import token_of_text
 from ..files import require_writable_folder, write_text
-from ..pairs import Pair
-from ..token_text import token_of_text
+from ..models.pairs import Pair
 from .pages import fallback_page, module_source, standalone_page, style_source
 from .quantities import BY_NAME, scaled_quantities
 from .scene import build_scene

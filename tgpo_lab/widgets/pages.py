@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..token_colors import cell_colors
+from ..explorer.token_colors import cell_colors
 from .quantities import Quantity, place_on_scale
 
 FOLDER = Path(__file__).with_name("browser")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
-from ..guidance_view import GuidanceView
+from ..explorer.guidance_view import GuidanceView
 
 NATS_AT_FULL_COLOR = 4.0  # as in the report: the default threshold above which a token counts as rejected
 
@@ -15,7 +15,7 @@ class Quantity:
     """One quantity. Its place on the scale, from −1 (purple) to 1 (orange), is ``offset + direction·value/full``."""
 
     name: str
-    """Key in :meth:`tgpo_lab.guidance_view.GuidanceView.quantities`."""
+    """Key in :meth:`tgpo_lab.explorer.guidance_view.GuidanceView.quantities`."""
     label: str
     unit: str
     low: str

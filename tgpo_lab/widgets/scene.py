@@ -12,10 +12,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor
 
-from ..explored_response import ExploredResponse
-from ..logit_updates import UPDATE_METHODS
-from ..token_colors import palette
-from ..token_text import printable_text, visible_text
+from ..explorer.explored_response import ExploredResponse
+from ..explorer.logit_updates import UPDATE_METHODS
+from ..explorer.token_colors import palette
+from ..explorer.token_text import printable_text, visible_text
 from .quantities import Quantity, as_plain
 
 COMPARED_TOKENS = 8

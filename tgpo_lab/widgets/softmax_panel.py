@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 from ..errors import InputError
-from ..logit_updates import UPDATE_METHODS, logit_updates
+from ..explorer.logit_updates import UPDATE_METHODS, logit_updates
 from .panel import Panel, slider
 from .scene import METHOD_LABELS
 
@@ -41,7 +41,8 @@ def softmax_updates(
 
     Returns:
         For each token ``student`` and ``teacher`` (probabilities, the student's at the temperature) and one column for
-        each of :data:`tgpo_lab.logit_updates.UPDATE_METHODS`, from :func:`tgpo_lab.logit_updates.logit_updates`.
+        each of :data:`tgpo_lab.explorer.logit_updates.UPDATE_METHODS`, from
+        :func:`tgpo_lab.explorer.logit_updates.logit_updates`.
 
     Raises:
         InputError: a probability outside (0, 1), a temperature or weight that cannot be, or no such token.

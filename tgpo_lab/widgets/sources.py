@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import InputError
-from ..exploration import Exploration
-from ..pairs import Pair
-from ..prompts import known_answers, load_prompts
+from ..explorer.exploration import Exploration
+from ..explorer.student_history import StudentHistory
+from ..models.pairs import Pair
 from ..rollouts import Rollouts
 from ..runs import RunResult
-from ..student_history import StudentHistory
+from ..tasks.prompts import known_answers, load_prompts
 
 DEFAULT_LIMIT, DEFAULT_TEMPERATURE, DEFAULT_REWARD = 80, 1.0, "marked_answer"
 

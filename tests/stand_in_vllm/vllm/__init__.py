@@ -1,8 +1,9 @@
 """A small vLLM: names, signatures and data of ``vllm`` 0.31.0 as far as tgpo_lab uses them, sampling with transformers.
 
-Tests put the folder above on ``sys.path``, so that the code of ``tgpo_lab.vllm_engine`` runs on machines without vLLM.
-It has its own copy of the weights and fails where vLLM would: it answers with older weights after ``reload_weights``
-without ``reset_prefix_cache`` (their keys and values are cached), and refuses to answer after ``sleep``.
+Tests put the folder above on ``sys.path``, so that the code of ``tgpo_lab.sampling.vllm_engine`` runs on machines
+without vLLM. It has its own copy of the weights and fails where vLLM would: it answers with older weights after
+``reload_weights`` without ``reset_prefix_cache`` (their keys and values are cached), and refuses to answer after
+``sleep``.
 Behaviour follows vllm/entrypoints/llm.py, sampling_params.py, outputs.py, logprobs.py, v1/engine/parallel_sampling.py
 (seed plus index), v1/core/sched/utils.py (stop before length) and v1/sample/sampler.py (processed log-probabilities).
 """

@@ -18,10 +18,10 @@ from trl.trainer.utils import maybe_gather_lm_head_ctx
 from ...errors import InputError
 from ...guidance import apply_gate
 from ...methods.tgpo import TGPO
-from ...pairs import check_vocabulary, load_model, load_tokenizer
+from ...models.pairs import check_vocabulary, load_model, load_tokenizer
+from ...models.shared_vocabulary import share_vocabulary
 from ...randomness import derived_seed
 from ...rollouts import Rollouts
-from ...shared_vocabulary import share_vocabulary
 from ...teacher import TeacherAnswers, ask_teacher
 
 

@@ -17,13 +17,13 @@ from trl import GRPOTrainer
 from trl.models import prepare_deepspeed, prepare_fsdp
 from trl.trainer.utils import add_fused_lm_head
 
-from ...clock import Clock
 from ...errors import InputError
 from ...files import write_json
+from ...loop.clock import Clock
 from ...losses import negative_log_likelihood
+from ...models.shared_vocabulary import named_end_tokens, shared_end_tokens
 from ...randomness import derived_seed
 from ...schedules import UntilAgreement
-from ...shared_vocabulary import named_end_tokens, shared_end_tokens
 from .batch_teacher import answer_in_forward, ask_about_batch, load_teacher, shared_tokens
 from .config import TGPOConfig
 from .guided_forward import GuidedForward

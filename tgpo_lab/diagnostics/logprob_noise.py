@@ -1,0 +1,100 @@
+"""How far apart the ways are on which one model's log-probabilities are computed.
+
+Sampling reads one token after the other with a cache; the update reads a whole sequence at once; the teacher's pass
+does the same in the teacher's precision. In exact arithmetic all three agree. What is left is rounding, and it is
+the floor under every ratio πθ/π_old and every d_t of a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..losses import token_logprobs
+from ..micro_batches import split_rows
+from ..models.pairs import Pair
+from ..models.policy import project_to_vocabulary, response_hidden_states
+from ..rollouts import Rollouts
+from ..sampling.decoding import next_hidden, preallocated_cache
+from ..teacher import ask_teacher
+
+
+@dataclass(frozen=True)
+class LogprobNoise:
+    """Differences |Δ log πθ(y_t)| in nats over the tokens of some rollouts."""
+
+    mean: float
+    largest: float
+
+
+@torch.no_grad()
+def sampling_noise(
+    pair: Pair, rollouts: Rollouts, autocast: Callable[[], AbstractContextManager], micro_batch_tokens: int
+) -> LogprobNoise:
+    """The sampling path against the update path, on the student's rollouts at temperature 1."""
+    with autocast():
+        updated = response_logprobs(pair.student, rollouts, 1.0, pair.vocabulary_size, micro_batch_tokens)
+        sampled = torch.zeros_like(updated)
+        for row, length in enumerate(rollouts.lengths.tolist()):
+            response = rollouts.responses[row, :length]
+            sampled[row, :length] = _cached_logprobs(
+                pair.student, rollouts.prompts[row], response, pair.vocabulary_size
+            )
+    return _noise(sampled, updated, rollouts.mask)
+
+
+@torch.no_grad()
+def self_distillation_noise(
+    pair: Pair,
+    model: PreTrainedModel,
+    rollouts: Rollouts,
+    autocast: Callable[[], AbstractContextManager],
+    micro_batch_tokens: int,
+) -> LogprobNoise:
+    """A model as its own teacher: d_t = log πθ(y_t) − log πT(y_t), the update path against the teacher's pass."""
+    asked = ask_teacher(
+        model, rollouts, vocabulary_size=pair.vocabulary_size, micro_batch_tokens=micro_batch_tokens
+    ).logprobs
+    with autocast():
+        updated = response_logprobs(model, rollouts, 1.0, pair.vocabulary_size, micro_batch_tokens)
+    return _noise(asked, updated, rollouts.mask)
+
+
+def _cached_logprobs(model: PreTrainedModel, prompt: list[int], response: Tensor, vocabulary_size: int) -> Tensor:
+    """(T,) log πθ of a response whose tokens are read one by one, as sampling reads them."""
+    capacity = len(prompt) + len(response)
+    cache = preallocated_cache(model, capacity)
+    tokens = torch.tensor([prompt], device=model.device)
+    positions = torch.arange(len(prompt), device=model.device).unsqueeze(0)
+    hidden = model.base_model(
+        tokens, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state[:, -1]  # (1, H)  # fmt: skip
+    cache.reorder_cache(torch.zeros(1, dtype=torch.long, device=model.device))
+    read = next_hidden(model, cache, capacity)
+    states = [hidden]
+    for step, token in enumerate(response[:-1]):
+        states.append(read(token.view(1), torch.tensor([len(prompt) + step], device=model.device), None))
+    return token_logprobs(project_to_vocabulary(model, torch.cat(states), vocabulary_size), response)
+
+
+def _noise(one: Tensor, two: Tensor, mask: Tensor) -> LogprobNoise:
+    difference = (one - two)[mask].abs()
+    return LogprobNoise(float(difference.mean()), float(difference.max()))
+
+
+def response_logprobs(
+    model: PreTrainedModel, rollouts: Rollouts, temperature: float, vocabulary_size: int, micro_batch_tokens: int
+) -> Tensor:
+    """(B, T) log πθ of the response tokens, zero at padding."""
+    logprobs = torch.zeros(rollouts.mask.shape, device=rollouts.responses.device)
+    for rows in split_rows(rollouts, micro_batch_tokens):
+        part = rollouts.rows(rows)
+        row, step = part.mask.nonzero(as_tuple=True)
+        logits = project_to_vocabulary(model, response_hidden_states(model, part), vocabulary_size)  # (N, V)
+        logprobs[rows[row], step] = token_logprobs(logits / temperature, part.responses[row, step])
+    return logprobs

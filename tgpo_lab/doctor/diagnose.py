@@ -1,0 +1,176 @@
+"""An examination before training: will this pair, with these prompts and this batch, work on this machine?
+
+    tgpo-lab doctor --student Qwen/Qwen2.5-Math-1.5B --teacher Qwen/Qwen3-4B --dataset openai/gsm8k …
+
+takes the options of ``tgpo-lab train``. What cannot work is refused, what only may not is warned about. A refusal ends
+the examination where nothing further could be looked at. The parts that compare or measure models are in
+:mod:`tgpo_lab.doctor.pair_checks`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import psutil
+import torch
+from datasets import Dataset
+from transformers import AutoConfig
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..models.lora import require_peft
+from ..models.pairs import load_pair, load_tokenizer, pair_paths, require_room
+from ..tasks.prompts import load_prompts, training_and_held_out
+from ..tasks.rewards import last_number
+from .diagnosis import Diagnosis
+from .memory_estimate import USUAL_PROMPT, checkpoint_bytes, estimate_memory, shape_of
+from .pair_checks import (
+    check_chat_template,
+    check_divergence,
+    check_ends,
+    check_numerics,
+    check_opening,
+    check_rows,
+    check_tokenizers,
+)
+from .server_checks import check_server
+
+NEARLY_FULL = 0.9
+"""Share of memory or disk from which a warning is due."""
+
+
+def diagnose(
+    config: TrainConfig,
+    *,
+    prompts: int = 8,
+    card_tokens: int = 256,
+    device: str | torch.device | None = None,
+    available_memory: int | None = None,
+) -> Diagnosis:
+    """Examine a run without starting it. Nothing is written.
+
+    Args:
+        config: the run.
+        prompts: number of held-out prompts to measure on.
+        card_tokens: responses for the measurements are cut after so many tokens, or after the run's own limit.
+        device: where the run would be; a GPU if there is one.
+        available_memory: bytes to compare the estimate with; by default what the device has in all.
+    """
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    found = Diagnosis()
+    try:
+        if config.lora_rank:
+            require_peft()
+        if config.teacher is None:
+            student_path, teacher_path, own_prompts = pair_paths(config.student)
+        else:
+            student_path, teacher_path, own_prompts = config.student, config.teacher, None
+        tokenizers = load_tokenizer(student_path), load_tokenizer(teacher_path)
+        shared = check_tokenizers(found, tokenizers, (str(student_path), str(teacher_path)))
+        check_chat_template(found, config, *tokenizers)
+        _check_memory_and_disk(found, config, str(student_path), str(teacher_path), device, available_memory)
+        if found.status == 2:
+            return found
+        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+        served = config.teacher_server is not None
+        pair = load_pair(
+            config.student, config.teacher, dtype=dtype, prompt_format=config.prompt_format,
+            # Measured together, the two are on one device: that with room for the teacher.
+            device=device if served else config.teacher_weights_device or device,
+            teacher_device="meta" if served else None,
+            student_dtype=dtype if config.lora_rank else torch.float32,
+        )  # fmt: skip
+        check_rows(found, pair, shared)
+        check_ends(found, config, pair, tokenizers)
+        held_out = _check_prompts(found, config, pair, own_prompts)
+        few = held_out.select(range(min(prompts, len(held_out))))
+        tokens = min(card_tokens, config.max_new_tokens)
+        if served:
+            check_server(found, config, pair, tokenizers[1], few["prompt"])
+        else:
+            check_opening(found, pair, tokenizers[1], few["prompt"])
+        check_numerics(found, config, pair, few["prompt"], tokens)
+        if not served:
+            check_divergence(found, config, pair, few, tokens)
+    except InputError as error:
+        found.add("refused", "pair" if not found.findings else "run", str(error))
+    return found
+
+
+def _check_memory_and_disk(
+    found: Diagnosis, config: TrainConfig, student: str, teacher: str, device: torch.device, available: int | None
+) -> None:
+    try:
+        shapes = [shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False)) for path in (student, teacher)]
+    except (OSError, ValueError, AttributeError) as error:
+        found.add("warning", "memory", f"The shapes of the models are not known ({error}), so nothing was estimated.")
+        return
+    found.memory = estimate_memory(config, *shapes, prompt_tokens=USUAL_PROMPT, device=device)
+    if available is None:
+        cuda = device.type == "cuda"
+        available = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
+    parts = ", ".join(f"{name} {_size(size)}" for name, size in found.memory.parts.items())
+    text = f"{_size(found.memory.total)} of {_size(available)}, with prompts of up to {USUAL_PROMPT} tokens: {parts}."
+    change = (
+        "For sampling lower prompts_per_step, group_size or max_new_tokens; for the update micro_batch_tokens, or set "
+        "gradient_checkpointing; for the weights precision bfloat16 or lora_rank."
+    )
+    level, change = _fullness(found.memory.total, available, change)
+    found.add(level, "memory", text, change)
+
+    one = checkpoint_bytes(config, shapes[0])
+    written = -(-config.steps // config.checkpoint_every) + 1
+    # A new one is whole before an old one is removed.
+    count = min(written, config.keep_checkpoints + 1) if config.keep_checkpoints else written
+    folder = next(p for p in [Path(config.output).absolute(), *Path(config.output).absolute().parents] if p.exists())
+    free = shutil.disk_usage(folder).free
+    level, change = _fullness(one * count, free, "Lower keep_checkpoints, or give another output folder.")
+    found.add(level, "disk", f"{count} checkpoints of {_size(one)} need {_size(one * count)} of {_size(free)}.", change)
+
+
+def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Path | None) -> Dataset:
+    """Held-out prompts of the run.
+
+    Raises:
+        InputError: there are none, or they cannot be used.
+    """
+    source = config.dataset or own_prompts
+    if source is None:
+        raise InputError("No prompts: give a dataset, a folder with train.jsonl, a file or a hub name.")
+    splits = load_prompts(source, **config.prompt_options)
+    training, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
+    everything = [*training["prompt"], *held_out["prompt"]]
+    lengths = sorted(len(ids) for ids in pair.encode(everything))
+    require_room(pair, everything, config.max_new_tokens)
+    if config.reward == "last_number":
+        for answer in [*training["answer"], *held_out["answer"]]:
+            last_number("", answer)
+    text = (
+        f"{len(training)} to train on and {len(held_out)} held out; {lengths[len(lengths) // 2]} tokens in the middle, "
+        f"{lengths[-1]} at most, and room for {config.max_new_tokens} more."
+    )
+    found.add("ok", "prompts", text)
+    if lengths[-1] > USUAL_PROMPT:
+        found.add(
+            "warning", "prompts",
+            f"The longest prompt has {lengths[-1]} tokens; the memory was estimated for {USUAL_PROMPT}.",
+            "Leave out long prompts, or leave more memory free.",
+        )  # fmt: skip
+    if len(training) < config.prompts_per_step:
+        found.add(
+            "warning", "prompts",
+            f"One step takes {config.prompts_per_step} prompts, but there are {len(training)}: some come twice in it.",
+            "Lower prompts_per_step or give more prompts.",
+        )  # fmt: skip
+    return held_out
+
+
+def _fullness(needed: int, available: int, change: str) -> tuple[str, str]:
+    if needed > available:
+        return "refused", change
+    return ("warning", change) if needed > NEARLY_FULL * available else ("ok", "")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

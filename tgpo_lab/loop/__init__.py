@@ -1,0 +1,1 @@
+"""Parts of the training loop, which itself stands in :mod:`tgpo_lab.training`."""

@@ -1,0 +1,93 @@
+"""When the memory runs out: micro-batches are halved, twice at most, because a split changes nothing but rounding."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from ..errors import RunError
+from ..micro_batches import padded_tokens
+from ..parallel.processes import Processes
+from ..rollouts import Rollouts
+
+Result = TypeVar("Result")
+HALVINGS = 2
+
+
+class OutOfMemoryError(RunError):
+    """The memory of the processor or accelerator ran out; the message says what to lower."""
+
+
+class MicroBatchTokens:
+    """The limit of tokens in a micro-batch, lowered for the rest of a run where memory ran out."""
+
+    def __init__(self, tokens: int, processes: Processes):
+        self.tokens, self._processes = tokens, processes
+        self._halvings = 0
+
+    def fit(self, rollouts: Rollouts, work: Callable[[int], Result]) -> Result:
+        """Do ``work`` under the limit, and again from its beginning under half of it where memory runs out.
+
+        Args:
+            rollouts: those of this process; half of the limit means nothing where they do not fill it.
+            work: gets the limit; it must not communicate with other processes, since all of them start again where one
+                ran out.
+
+        Raises:
+            OutOfMemoryError: it was halved twice already. Under FSDP, where the passes themselves communicate, at once.
+        """
+        while True:
+            reason, result = "", None
+            try:
+                result = work(self.tokens)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = _first_line(error)  # and nothing of the error itself: its frames hold tensors
+            if reason and self._processes.sharded:
+                raise self._too_large(reason)
+            if not self._processes.any(bool(reason)):
+                return result
+            filled = min(self.tokens, self._processes.largest(padded_tokens(rollouts)))
+            if self._halvings == HALVINGS or filled < 2:
+                raise self._too_large(reason or "in another process")
+            self.tokens, self._halvings = filled // 2, self._halvings + 1
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if self._processes.is_first:
+                print(
+                    f"tgpo-lab: out of memory ({reason or 'in another process'}). Going on with micro-batches of "
+                    f"{self.tokens} tokens: set micro_batch_tokens to that.",
+                    file=sys.stderr,
+                )
+
+    def _too_large(self, reason: str) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"Out of memory in micro-batches of {self.tokens} tokens ({reason}). Lower micro_batch_tokens, or where it "
+            "is below the longest sequence max_new_tokens; or set gradient_checkpointing, or precision to bfloat16."
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: PyTorch has a type of its own for accelerators alone."""
+    texts = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
+    )
+
+
+def elsewhere(error: BaseException) -> OutOfMemoryError:
+    """The sentence for memory that ran out where there are no micro-batches: sampling, or the optimiser's moments."""
+    return OutOfMemoryError(
+        f"Out of memory ({_first_line(error)}). Lower prompts_per_step, group_size or max_new_tokens, which decide "
+        "what sampling needs; tgpo-lab doctor estimates what a batch takes."
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().split("\n")[0] or type(error).__name__)[:160]

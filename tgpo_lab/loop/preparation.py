@@ -1,0 +1,116 @@
+"""All that a run needs before its first step: pair, prompts, optimiser, metrics file, or a checkpoint."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+
+from ..checkpoints import load_optimizer, read_state
+from ..config import TrainConfig
+from ..errors import InputError
+from ..methods import Method
+from ..metrics import MetricsLog
+from ..models.lora import add_adapters, load_adapters
+from ..models.pairs import Pair, load_model, load_pair, require_room
+from ..parallel.processes import Processes
+from ..parallel.sharding import shard
+from ..runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run
+from ..sampling.engine import Engine, make_engine
+from ..tasks.prompts import load_prompts, training_and_held_out
+from ..teachers.sources import Teacher, open_teacher
+
+_TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Prepared:
+    """A run about to make its next step."""
+
+    pair: Pair
+    teacher: Teacher
+    """Whoever answers for the pair's teacher."""
+    training_prompts: Dataset
+    held_out: Dataset
+    parameters: list[torch.nn.Parameter]
+    """Those of the student that are trained."""
+    optimizer: torch.optim.Optimizer
+    method: Method
+    """The run's own copy: a schedule may keep state."""
+    log: MetricsLog
+    first_step: int
+    engine: Engine
+    """Samples from the student."""
+
+
+def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, resume: bool) -> Prepared:
+    """Load and check everything, and make the run's folder or read its newest checkpoint.
+
+    Args:
+        config: the run.
+        processes: the first of them makes the folder.
+        device: of this process.
+        resume: go on from the newest checkpoint in ``config.output``.
+
+    Raises:
+        InputError: something in the configuration, the pair or the folder cannot work.
+    """
+    if processes.sharded and config.lora_rank:
+        raise InputError(
+            f"lora_rank is {config.lora_rank}, but adapters are not trained under FSDP: frozen weights need neither "
+            "gradients nor moments to share out. Start without FSDP, or set lora_rank to 0."
+        )
+    pair = load_pair(
+        config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
+        # Frozen weights need no room for small updates.
+        student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
+        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format,
+    )  # fmt: skip
+    if config.method.top_k > pair.vocabulary_size:
+        raise InputError(
+            f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
+        )
+    source = config.dataset or pair.prompts
+    if source is None:
+        raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
+    splits = load_prompts(source, **config.prompt_options)
+    training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
+    require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
+    teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
+    directory = Path(config.output)
+    first_step = 0
+    if resume:
+        check_resumable(config, directory)
+        checkpoint = latest_checkpoint(directory)
+        first_step = read_state(checkpoint).step
+        if config.lora_rank:
+            load_adapters(pair.student, checkpoint)
+        else:
+            pair.student = load_model(checkpoint, torch.float32, device)
+    else:
+        processes.first_alone(start_run, config)
+        if config.lora_rank:
+            add_adapters(pair.student, config.lora_rank, config.lora_alpha, config.seed)
+    student = pair.student
+    if config.gradient_checkpointing:
+        # The old name warns from transformers 5.23 on, the new one is missing before.
+        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if processes.sharded:
+        shard(student)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(
+        parameters, config.learning_rate, (config.adam_beta1, config.adam_beta2), weight_decay=config.weight_decay
+    )
+    method = copy.deepcopy(config.method)
+    log = MetricsLog(directory / METRICS_FILE, writes=processes.is_first)
+    if resume:
+        load_optimizer(checkpoint, student, optimizer)
+        if method.schedule is not None:
+            method.schedule.load_state(read_state(checkpoint).schedule)
+        log.rewind(first_step)
+    engine = make_engine(config, pair, [*training_prompts["prompt"], *held_out["prompt"]], processes)
+    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step, engine)

@@ -1,0 +1,88 @@
+"""From a Hugging Face causal language model to aligned logits: the shift by one happens here and nowhere else."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ..errors import InputError
+from ..rollouts import Rollouts
+
+# Entries of a vocabulary that are looked at together: whole vectors of a processor, and a divisor of most
+# vocabularies, so that they seldom have to be copied to fill the last block.
+SEARCH_BLOCK = 64
+
+
+def response_hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
+    """Hidden states that predict the response tokens, padding left out: (N, H), in row-major order.
+
+    The state at position p predicts the token at p + 1. So response token t of a row with a prompt
+    of length L belongs to position L − 1 + t. Indexing any (B, T) tensor with ``rollouts.mask`` gives
+    its values in the same order.
+    """
+    tokens, prompt_lengths = rollouts.sequences()
+    hidden = model.base_model(tokens, use_cache=False).last_hidden_state  # (B, longest sequence, H)
+    row, step = rollouts.mask.nonzero(as_tuple=True)
+    return hidden[row, prompt_lengths[row] - 1 + step]
+
+
+def positions_at_once(vocabulary_size: int, device: torch.device) -> int:
+    """How many positions to project at a time: 4 MB of logits, for a CPU's cache, or 512 MB on a GPU.
+
+    Where that is too few for the products to be worth their reading and writing of the whole output layer, the cache is
+    too small anyway, and there are more: ``benchmarks/loss_memory.py`` took 6.4 s with 64 and 4.2 s with 256 (TGPO).
+    """
+    in_cache = (2**27 if device.type == "cuda" else 2**20) // vocabulary_size
+    return in_cache if in_cache >= 64 else 256
+
+
+def project_to_vocabulary(model: PreTrainedModel, hidden: Tensor, vocabulary_size: int | None = None) -> Tensor:
+    """Logits of hidden states in float32, or float64 where the model computes in it: (…, H) → (…, V).
+
+    ``vocabulary_size`` cuts padded vocabulary rows away, which are not tokens. Scaling and soft
+    caps that some architectures put on their logits are applied as in their own forward pass.
+    """
+    logits = model.get_output_embeddings()(hidden)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    config = model.config
+    if scale := getattr(config, "logit_scale", None):  # Cohere
+        logits = logits * scale
+    if scaling := getattr(config, "logits_scaling", None):  # Granite
+        logits = logits / scaling
+    if cap := getattr(config, "final_logit_softcapping", None):  # Gemma 2 and later
+        logits = cap * torch.tanh(logits / cap)
+    return logits if vocabulary_size is None else logits[..., :vocabulary_size]
+
+
+def most_probable(logits: Tensor) -> Tensor:
+    """The token of the largest logit, the first of equal ones: (N, V) → (N,) int64.
+
+    The same as ``logits.argmax(-1)``, which takes several times as long on a CPU: the maximum of a block is
+    vectorised there, its place is not. So the place is searched in the best block only.
+    """
+    vocabulary = logits.shape[-1]
+    whole = vocabulary - vocabulary % SEARCH_BLOCK
+    best = logits[:, :whole].unflatten(-1, (-1, SEARCH_BLOCK)).amax(-1)  # (N, whole blocks)
+    if whole < vocabulary:
+        best = torch.cat([best, logits[:, whole:].amax(-1, keepdim=True)], -1)
+    start = best.argmax(-1, keepdim=True) * SEARCH_BLOCK  # (N, 1)
+    places = (start + torch.arange(SEARCH_BLOCK, device=logits.device)).clamp(max=vocabulary - 1)  # (N, block)
+    return (start + logits.gather(-1, places).argmax(-1, keepdim=True)).squeeze(-1)
+
+
+@torch.no_grad()
+def check_projection(model: PreTrainedModel, name: str) -> None:
+    """Compare :func:`project_to_vocabulary` with the model's own logits on three tokens.
+
+    Raises:
+        InputError: the architecture treats its logits in a way this module does not know.
+    """
+    tokens = torch.tensor([[1, 2, 3]], device=model.device)
+    own = model(tokens, use_cache=False).logits.float()
+    ours = project_to_vocabulary(model, model.base_model(tokens, use_cache=False).last_hidden_state)
+    if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
+        raise InputError(
+            f"{name} ({type(model).__name__}) computes its logits in a way that tgpo_lab does not know: "
+            "expected hidden states times the output embeddings. Use another architecture."
+        )

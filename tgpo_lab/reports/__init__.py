@@ -1,0 +1,1 @@
+"""A run or several told as tables and a page."""

@@ -1,0 +1,1 @@
+"""Responses of a model, by its own cached decoding or by vLLM."""

@@ -1,0 +1,108 @@
+"""Where the student's responses come from: an engine samples them with the student's weights of now.
+
+``own`` is the loop's own cached sampling, in the student itself. ``vllm`` keeps a second copy of the student in vLLM,
+whose weights are renewed before each step (:mod:`tgpo_lab.sampling.vllm_engine`). Both say under which
+log-probabilities they drew, so the difference to those of the update is measured, and can be corrected
+(:mod:`tgpo_lab.importance`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from ..parallel.placement import device_of
+from ..parallel.sharding import whole_weights
+from ..rollouts import Rollouts
+from .cached_sampling import sample_responses
+from .fixed_shape_decoding import FixedShapeDecoder
+
+if TYPE_CHECKING:
+    from ..config import TrainConfig
+    from ..models.pairs import Pair
+    from ..parallel.processes import Processes
+
+
+class Engine(Protocol):
+    """Samples responses."""
+
+    device: torch.device
+    """Where its rollouts are."""
+
+    def load_weights(self) -> AbstractContextManager[None]:
+        """Context in which it samples with the student's weights as they are on entry. All processes must enter it."""
+
+    def sample(
+        self,
+        prompts: list[list[int]],
+        max_new_tokens: int,
+        end_tokens: list[int],
+        pad_token: int,
+        *,
+        samples_per_prompt: int = 1,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        vocabulary_size: int | None = None,
+        first: int = 0,
+        of: int | None = None,
+    ) -> Rollouts:
+        """Sample responses; arguments and result as of :func:`tgpo_lab.sampling.cached_sampling.sample_responses`.
+
+        ``Rollouts.logprobs`` are those under which the engine drew the tokens.
+        """
+
+
+class OwnEngine:
+    """The loop's own sampling."""
+
+    def __init__(self, model: PreTrainedModel, *, compile_decoding: bool = False):
+        """Sample with a model.
+
+        Args:
+            model: the model itself, not a copy.
+            compile_decoding: see :class:`tgpo_lab.sampling.fixed_shape_decoding.FixedShapeDecoder`.
+
+        Raises:
+            InputError: decoding cannot be compiled for this architecture.
+        """
+        self.device = device_of(model)
+        self._model = model
+        self._decoder = FixedShapeDecoder(model, compiled=True) if compile_decoding else None
+
+    def load_weights(self) -> AbstractContextManager[None]:
+        """Nothing is copied; sharded weights are gathered."""
+        return whole_weights(self._model)
+
+    def sample(self, prompts: list[list[int]], *arguments: object, **options: object) -> Rollouts:
+        """See :class:`Engine`."""
+        return sample_responses(self._model, prompts, *arguments, decoder=self._decoder, **options)
+
+
+def make_engine(config: TrainConfig, pair: Pair, prompts: list[str], processes: Processes) -> Engine:
+    """The engine that a run asks for.
+
+    Args:
+        config: names it, with its options.
+        pair: whose student samples.
+        prompts: every prompt that it will be given: vLLM has to know the longest.
+        processes: each has an engine of its own.
+
+    Raises:
+        InputError: it cannot work with this student or on this machine.
+    """
+    if config.engine == "own":
+        return OwnEngine(pair.student, compile_decoding=config.compile_decoding)
+    from .vllm_engine import VLLMEngine  # vLLM is an extra
+
+    longest = max(len(tokens) for tokens in pair.encode(prompts))
+    return VLLMEngine(
+        pair.student,
+        max_length=longest + config.max_new_tokens,
+        precision=config.precision,
+        memory_share=config.vllm_memory_share,
+        sleep=config.vllm_sleep,
+        several=processes.number > 1,
+    )
