@@ -245,7 +245,7 @@ plt.show()
 # nonsense. For the first token of the response the right row is that of the last prompt token, P − 1.
 #
 # Nothing warns you. Shapes fit and gradients flow; to make such a loss small, a model has to repeat the token before
-# its eyes. So the library makes the shift in one function, `policy.response_hidden_states`, and everything behind it
+# its eyes. So the library makes the shift in one function, `models.policy.response_hidden_states`, and everything behind it
 # works with **aligned** tensors: row t of the logits is about token t of the response. Every loss in `tgpo_lab.losses`
 # expects them so.
 
@@ -450,8 +450,8 @@ check("01.3", masked_mean)
 #
 # | equation | in the library |
 # |---|---|
-# | π(v) = softmax(z/τ), one token drawn | `sampling.draw_tokens`, whole responses `sampling.sample_responses` |
-# | log π(y_t given x, y_<t), shift included | `policy.response_hidden_states`, then `policy.project_to_vocabulary`, then `losses.token_logprobs` |
+# | π(v) = softmax(z/τ), one token drawn | `sampling.cached_sampling.draw_tokens`, whole responses `sampling.cached_sampling.sample_responses` |
+# | log π(y_t given x, y_<t), shift included | `models.policy.response_hidden_states`, then `models.policy.project_to_vocabulary`, then `losses.token_logprobs` |
 # | −Σ_v π(v) log π(v) | `losses.entropy` |
 # | 1/Z Σ over masked tokens | `losses.masked_sum`, mask from `Rollouts.mask` |
 #

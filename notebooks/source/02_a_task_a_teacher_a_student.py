@@ -484,10 +484,10 @@ for title, key in rows.items():
 #
 # | equation | in the library |
 # |---|---|
-# | r(x, y) ∈ {0, 1} | `rewards.marked_answer`, for rollouts `rewards.score` |
+# | r(x, y) ∈ {0, 1} | `tasks.rewards.marked_answer`, for rollouts `tasks.rewards.score` |
 # | 1 − C(n − c, k)/C(n, k) | `Evaluation.pass_at_k`, from `evaluate(…, samples_per_prompt=n)` |
 # | d_t = log πθ(y_t) − log πT(y_t) | `losses.sampled_kl(…, "k1")` |
-# | divergence and reliability of a pair | `measure_pair`, `pair_card.card_markdown` |
+# | divergence and reliability of a pair | `measure_pair`, `diagnostics.pair_card.card_markdown` |
 #
 # - A reward must hold against responses that were made to fool it; text is compared and never evaluated.
 # - *far* is right in about 3 of 100 samples, by guessing. pass@64 is high, and none of 4,096 samples was worked out.

@@ -15,6 +15,7 @@ import torch
 
 from tgpo_lab.exercises import check
 from tgpo_lab.losses import forward_kl_per_token, reverse_kl_per_token
+from tgpo_lab.widgets import kl_panel
 
 torch.manual_seed(0)
 sns.set_theme(style="ticks", palette="colorblind")
@@ -71,6 +72,14 @@ print(
     f"library  forward {forward_kl_per_token(student_logits, teacher_logits).item():.4f}   "
     f"reverse {reverse_kl_per_token(student_logits, teacher_logits).item():.4f}"
 )
+
+# %% [markdown]
+# Now with distributions to drag. (A saved page shows a table in place of the sliders.) **Try.** Push the student's weight on
+# the token that the teacher wants towards zero: which of the sums grows without bound, and which one hardly notices? Then
+# the other way round: give weight to a token that the teacher never writes.
+
+# %% tags=["nbval-ignore-output"]
+kl_panel()
 
 # %% [markdown]
 # ### Exercise 03.1 · Both KLs from logits
@@ -284,7 +293,7 @@ for place in (0, 8, 12):
 # | KL(πθ‖πT), reverse | `losses.reverse_kl`, per position `losses.reverse_kl_per_token` |
 # | both, and what lies between, the generalised Jensen–Shannon divergence (JSD) of [10](10_a_fair_comparison.ipynb) | `losses.generalized_jsd` (β = 0 forward, β = 1 reverse) |
 #
-# To play with both KLs: the panel `kl_panel()` in [11](11_guidance_explorer.ipynb).
+# The panel is `widgets.kl_panel()`.
 #
 # - Forward KL is weighed by the teacher, reverse KL by the student.
 # - A student that can only do one thing covers under forward KL, and chooses one mode under reverse KL.

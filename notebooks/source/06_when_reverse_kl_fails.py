@@ -568,9 +568,9 @@ print(f"{'πθ(<think>), for comparison':28} {policy[think]:.1g}")
 # | equation | in the library |
 # |---|---|
 # | log πT(y_t) − log πθ(y_t), the reward of a token | `losses.reverse_kl_advantage`; `rejected` in `docs/metrics.md` |
-# | \|log ρ\| ≥ log(δ/ε) in the rejection regime | `largest_rejection` of `gradient_signal.signal_moments` |
-# | Σ_v πθ(v)·r_v²·‖e_v − πθ‖² | `policy_gradient_second_moment` of `gradient_signal.signal_moments` |
-# | one response with what the teacher says to it | `sample_rollouts.annotate` |
+# | \|log ρ\| ≥ log(δ/ε) in the rejection regime | `largest_rejection` of `diagnostics.gradient_signal.signal_moments` |
+# | Σ_v πθ(v)·r_v²·‖e_v − πθ‖² | `policy_gradient_second_moment` of `diagnostics.gradient_signal.signal_moments` |
+# | one response with what the teacher says to it | `reports.sample_rollouts.annotate` |
 #
 # - Sampled tokens can be rejected without limit and hardly ever praised: what deserves praise is not sampled.
 # - On *far* the opening that would do it comes once in several hundred thousand responses. Reverse KL stalls there; it

@@ -51,7 +51,7 @@ print(responses["worked, right"])
 
 # %% [markdown]
 # **Reward.** 1 if what stands after the last `#` is the answer, else 0. By hand it is one line; the library's
-# `rewards.marked_answer` adds that it must be one plain integer.
+# `tasks.rewards.marked_answer` adds that it must be one plain integer.
 
 # %%
 rewards = torch.tensor([float(text.rpartition("#")[2] == answer) for text in responses.values()])  # (B,), B = G = 4
@@ -458,7 +458,7 @@ print(table.round(3).to_string())
 #
 # | equation | in the library |
 # |---|---|
-# | r_i | `rewards.marked_answer`, for rollouts `rewards.score` |
+# | r_i | `tasks.rewards.marked_answer`, for rollouts `tasks.rewards.score` |
 # | A_i = (r_i − mean)/std within a group | `losses.group_advantages` |
 # | −1/Z Σ min(ρA, clip(ρ)A) | `losses.policy_gradient_loss`, as a method `methods/grpo.py` |
 # | GRPO++ : clip-higher, no std, token limit, uniform groups dropped | `make_method("grpo++")` |

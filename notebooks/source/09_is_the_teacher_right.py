@@ -23,11 +23,11 @@ from tgpo_lab.checkpoints import checkpoint_folders
 from tgpo_lab.diagnostics.premise import premise_by_depth
 from tgpo_lab.evaluation import pair_prompts
 from tgpo_lab.exercises import check
+from tgpo_lab.explorer.token_text import visible_text
 from tgpo_lab.guidance import confidence_gate, teacher_doubt, trust_horizon_gate, trust_horizon_weights
 from tgpo_lab.losses import entropy
 from tgpo_lab.models.pairs import load_model
 from tgpo_lab.plots import plot_runs
-from tgpo_lab.reports.sample_rollouts import visible_text
 from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.tasks.rewards import marked_answer
 from tgpo_lab.teacher import ask_teacher
@@ -650,7 +650,7 @@ print(f"standard error of a share near one half, from 64: {math.sqrt(0.5 * 0.5 /
 #
 # | equation | in the library |
 # |---|---|
-# | P(right \| prefix of k student tokens, then the teacher), reliability | `premise.premise_by_depth`, for a pair `measure_pair` |
+# | P(right \| prefix of k student tokens, then the teacher), reliability | `diagnostics.premise.premise_by_depth`, for a pair `measure_pair` |
 # | s_t = −log πT(y_t) | `ask_teacher(…).logprobs`, with a minus sign |
 # | D_t = max(λ·D_{t−1}, s_{t−1}) or λ·D_{t−1} + s_{t−1} | `guidance.teacher_doubt` |
 # | guidance where D_t ≤ τ, or weighted by exp(−D_t/τ) | `guidance.trust_horizon_gate`, `guidance.trust_horizon_weights` |

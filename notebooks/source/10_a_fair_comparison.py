@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import Markdown
+from IPython.display import Markdown, display
 from scipy import stats
 
 from tgpo_lab.exercises import check
@@ -28,6 +28,7 @@ from tgpo_lab.studies.figures import ranking
 from tgpo_lab.studies.plan import Study, Variant
 from tgpo_lab.studies.results import gather, load_results
 from tgpo_lab.studies.runner import run_cell
+from tgpo_lab.studies.sections import conditioning, divergence_map
 from tgpo_lab.studies.statistics import mean_interval, sign_flip_p
 from tgpo_lab.studies.tables import comparison, markdown, summary
 
@@ -349,12 +350,54 @@ print(fallen[["label", "seed", "test_accuracy", "area"]].round(2).to_string(inde
 # later, by ten points of area in nine of ten seeds, but not shown to be worse after the run. Here the student's own prefixes
 # buy time, not a better student.
 #
-# **When would one take TGPO and not SFT?** On this pair there was no reason to: SFT is simpler, sooner, and as good. What speaks
-# for guidance in general was not measured here, so take it as questions. SFT lets the teacher *write*, token by token, 64
-# responses a step in this study; TGPO asks it for one forward pass over what the student wrote. The comparison gives all
-# methods the same steps and samples and does not count that cost. TGPO has the reward to go on with when there is nothing left
-# to copy; *far* has a teacher that is always right, so there is nothing beyond copying it. The paper reports 39.5 for SFT and 45.6
-# for TGPO on its mathematics benchmarks. That is not seen here.
+# **When would one take TGPO and not SFT?** Counted in steps there was no reason to on this pair: SFT is simpler, sooner, and
+# as good. (The paper reports 39.5 for SFT and 45.6 for TGPO on its mathematics benchmarks. That is not seen here.) But a
+# step is not the only thing one can count.
+#
+# ## What is scarce?
+#
+# SFT lets the teacher *write*, token by token, 64 responses a step. TGPO asks it for one forward pass over what the student
+# wrote, and the student wrote little at first. The study *conditioning* ran both, and the ablation, and counts the tokens of
+# the teacher that the student has learned from.
+#
+# **Predict.** All methods stop when they have used as many of the teacher's tokens as TGPO in 45 steps. Who is ahead on
+# *far*? And on *mid*, where the teacher's opening is e⁴, that is 55 times, as probable?
+
+# %%
+sections = dict(conditioning(load_results("conditioning"))[0])
+Markdown(sections["At equal numbers of teacher tokens"])
+
+# %%
+Markdown(sections["tgpo against each at that number"])
+
+# %% [markdown]
+# On *far* TGPO is now ahead of SFT by 26 points in each of ten seeds; on *mid* behind by seven in nine of ten. And the
+# ablation, whose tokens come from the teacher's own responses, is ahead of TGPO on both, by 23 and by 17 points. Per *step* it
+# was the other way round: there asking at the student's own prefixes won ten points of area.
+#
+# So "does it matter where the teacher is asked?" has no answer without a unit. A token of SFT costs the teacher a step of
+# decoding; all tokens of TGPO together cost one pass. Whoever pays for teacher tokens by the piece will not choose TGPO for
+# these pairs; whoever pays for steps of the student may.
+#
+# ## Where does guidance pay?
+#
+# The study *map* trains fifteen pairs: five students that are farther and farther from the teacher, and three teachers that
+# are lost on the student's prefixes, right on half of them, right on all. Orange: TGPO has the larger area. The learning
+# rates are those chosen on *far*, so in the left columns TGPO is not tuned.
+#
+# **Predict.** In which corner is reverse KL ahead? In which does neither learn anything?
+
+# %%
+difference = divergence_map(load_results("map"))[1]["map-tgpo-minus-rkl"]
+display(difference)
+plt.close("all")
+
+# %% [markdown]
+# Neither method is simply the better one. At −5 nats and nearer, sampling finds the teacher's opening by itself: reverse KL is
+# level, or ahead by thirteen points of area, with TGPO at a rate too large for this place (on *near*, below, each at its own
+# rate, they end together). From −9 nats on guidance pays, with a teacher that is right at least half of the time. And at −17
+# nats with a teacher that is lost on the student's prefixes neither learns anything: one can only teach what is right.
+# There a trust horizon takes TGPO from 0 to 50 % ([docs/findings.md](../docs/findings.md), study *map*).
 #
 # And on *near*, where the student begins like its teacher one time in four:
 

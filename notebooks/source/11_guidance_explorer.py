@@ -145,9 +145,9 @@ schedule_panel(runs["TGPO"])
 #
 # | what | in the library |
 # |---|---|
-# | log πT(y_t) − log πθ(y_t), proposals, weights of each method | `guidance_view.view_guidance`, as a table `view.frame` |
-# | one update −∂L/∂z at a position | `logit_updates.logit_updates` |
-# | take a token, go on from it | `GuidanceExplorer.take_token`, without a widget `exploration.Exploration` |
+# | log πT(y_t) − log πθ(y_t), proposals, weights of each method | `explorer.guidance_view.view_guidance`, as a table `view.frame` |
+# | one update −∂L/∂z at a position | `explorer.logit_updates.logit_updates` |
+# | take a token, go on from it | `GuidanceExplorer.take_token`, without a widget `explorer.exploration.Exploration` |
 # | all of it, on the page | `widgets.GuidanceExplorer`, [docs/explorer.md](../docs/explorer.md) |
 #
 # - Everything the explorer shows is a number that you can have as a table.

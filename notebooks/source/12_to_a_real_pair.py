@@ -168,7 +168,7 @@ print(f"against the prompt alone: with mask and positions equal {torch.allclose(
       f"without: off by up to {(alone - unmasked).abs().max():.0f} nats")  # fmt: skip
 
 # %% [markdown]
-# The library does this in `sampling.sample_responses`, and leaves padding out altogether where it computes losses.
+# The library does this in `sampling.cached_sampling.sample_responses`, and leaves padding out altogether where it computes losses.
 #
 # ## From a response to a reward
 #
@@ -363,7 +363,7 @@ for name, size in parts.items():
 # of them: student and teacher, logits and log-probabilities, and their gradients. The library never makes one. It projects hidden
 # states to the vocabulary a few positions at a time, half a GiB of logits on a GPU, takes the numbers it needs
 # (log-probabilities of single tokens, the teacher's best token), and lets the logits go
-# (`policy.project_to_vocabulary`, `student_pass.py`). The result is the same but for rounding: 20 positions at once, and
+# (`models.policy.project_to_vocabulary`, `loop/student_pass.py`). The result is the same but for rounding: 20 positions at once, and
 # 3 at a time.
 
 # %%
@@ -499,8 +499,8 @@ with torch.no_grad():
 # | how far apart, and is the teacher right there? | `measure_pair`, or `tgpo-lab pairs measure STUDENT TEACHER` |
 # | what happened? | `metrics.jsonl`, `load_run`, [docs/metrics.md](../docs/metrics.md) |
 #
-# | what does the model read, what is right? | `PromptFormat`; `rewards.REWARDS` |
-# | will it fit? | `memory.estimate_memory`, part of the doctor |
+# | what does the model read, what is right? | `PromptFormat`; `tasks.rewards.REWARDS` |
+# | will it fit? | `doctor.memory_estimate.estimate_memory`, part of the doctor |
 #
 # - A run is a configuration; the loop is the same for 0.1 million weights and for billions.
 # - Look at one prompt, one answer of the teacher and its reward before you train.
@@ -508,5 +508,5 @@ with torch.no_grad():
 # - Logits are the largest tensors of a loss, so they are made a few positions at a time. Sampling is what fills the card.
 #
 # **The end.** You can implement TGPO ([08](08_tgpo.ipynb), forty lines), say when it fails ([09](09_is_the_teacher_right.ipynb)) and when it is not
-# needed ([10](10_a_fair_comparison.ipynb)), and start it on a real pair. Open, and worth a try: whether a schedule of w matters
-# (`tgpo-lab study schedule`), where between *near* and *far* methods part (`tgpo-lab study map`), and everything on real models.
+# needed ([10](10_a_fair_comparison.ipynb)), and start it on a real pair. What was measured on small ones stands in
+# [docs/findings.md](../docs/findings.md). Open: everything on real models. You have what it takes.
