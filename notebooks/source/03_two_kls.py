@@ -75,7 +75,7 @@ print(
 
 # %% [markdown]
 # Now with distributions to drag. (A saved page shows a table in place of the sliders.) **Try.** Push the student's weight on
-# the token that the teacher wants towards zero: which of the sums grows without bound, and which one hardly notices? Then
+# the token that the teacher wants towards zero: which of the sums keeps growing, and which one hardly notices? Then
 # the other way round: give weight to a token that the teacher never writes.
 
 # %% tags=["nbval-ignore-output"]
