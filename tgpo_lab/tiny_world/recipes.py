@@ -127,16 +127,23 @@ def on_task(name: str, task: AdditionTask) -> str:
 
 LONG_TASK = AdditionTask(operands=4, digits=6)
 """Worked responses of about 180 tokens."""
+MOST_LONG_STEPS = 1000
+"""Steps of a first stage on that task: its texts are nearly four times as long."""
 
 
 def longer_task(recipe: PairRecipe, task: AdditionTask = LONG_TASK) -> PairRecipe:
     """The same pair on a task with longer responses. Errors of terse answers grow with the sums."""
-    noise = recipe.student.answer_noise * 10 ** (task.digits - recipe.student.task.digits)
+    student, teacher = recipe.student, recipe.teacher
+    noise = student.answer_noise * 10 ** (task.digits - student.task.digits)
+
+    def shortened(stage: Pretraining) -> Pretraining:
+        return replace(stage, steps=min(stage.steps, MOST_LONG_STEPS))
+
     return replace(
         recipe,
-        student=replace(recipe.student, task=task, answer_noise=noise),
+        student=replace(student, task=task, answer_noise=noise, skill=shortened(student.skill)),
         student_name=on_task(recipe.student_name, task),
-        teacher=replace(recipe.teacher, task=task),
+        teacher=replace(teacher, task=task, training=shortened(teacher.training)),
         teacher_name=on_task(recipe.teacher_name, task),
         summary=f"{recipe.summary} Sums of {task.operands} numbers with {task.digits} digits.",
     )
