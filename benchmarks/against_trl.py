@@ -6,8 +6,8 @@ Every program lives in a process of its own, keeps its models loaded and takes a
 to. Steps go round in turn (A B C A B C …), so a drift of the machine hits all alike; a round gives
 one ratio. Same random-weight models, prompts, batch, lengths, temperature, precision (float32) and
 optimiser (AdamW); no evaluation, no checkpoints, no reports. For TRL gradient checkpointing is off and
-the fastest of several micro-batch sizes is taken; this loop keeps its default. All of it is run twice:
-with the allocator as it is, and with one that keeps its memory.
+the fastest of several micro-batch sizes is taken; this loop keeps its default. By default all of it
+is run twice: with the allocator as it is, and with one that keeps its memory.
 """
 
 from __future__ import annotations

@@ -213,6 +213,7 @@ def test_train_then_evaluate_then_resume(command, pair_flags, loaded, tmp_path):
     assert trained[1] != base[1]  # the trained student answers
     validation = command("evaluate", "--run", "run", *at_twelve, "--split=validation")
     assert validation[1].startswith(f"accuracy {rows[-1]['accuracy']:.4f} ")
+    assert command("evaluate", "--run", "run", "--split=validation") == validation  # the run's own data and length
 
     status, printed, _ = command("train", "--resume", "run", "--steps", "3")  # without --quiet
     assert status == 0

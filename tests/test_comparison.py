@@ -8,8 +8,8 @@ import pytest
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.errors import InputError
-from tgpo_lab.metrics import metrics_frame
-from tgpo_lab.reports.comparison import caption, format_table, percent, steps_to, summary_table, table_texts
+from tgpo_lab.metrics import metrics_frame, steps_to
+from tgpo_lab.reports.comparison import caption, format_table, percent, summary_table, table_texts
 from tgpo_lab.runs import RunResult
 
 NAN = math.nan

@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
+from tgpo_lab import demo as demo_module
+from tgpo_lab.demo import run_demo
 from tgpo_lab.errors import InputError
-from tgpo_lab.reports import demo as demo_module
-from tgpo_lab.reports.demo import run_demo
 from tgpo_lab.runs import load_run
 from tgpo_lab.training import train
 

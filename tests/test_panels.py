@@ -160,3 +160,4 @@ def test_a_panel_without_a_kernel_shows_its_numbers(run):
         bundle = panel._repr_mimebundle_()
         assert "application/vnd.jupyter.widget-view+json" in bundle
         assert bundle["text/html"].count("<tr") == len(panel.table) + (2 if panel.table.index.name else 1)
+        assert panel.said.value in bundle["text/html"]

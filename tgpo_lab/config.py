@@ -9,9 +9,9 @@ from typing import Literal
 from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
-from .methods.server_limits import require_server_suffices
 from .presets import PRESETS
 from .schedules import Schedule, parse_schedule
+from .server_limits import require_server_suffices
 from .tasks.prompt_format import PromptFormat
 from .tasks.rewards import reward_function
 from .trackers import require_trackers

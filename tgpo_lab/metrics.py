@@ -139,3 +139,22 @@ def metrics_markdown() -> str:
 
 if __name__ == "__main__":
     print(metrics_markdown(), end="")
+
+
+def steps_to(metrics: pd.DataFrame, level: float) -> int | None:
+    """First step at which the measured held-out accuracy is at least ``level``; None if it never was.
+
+    Accuracy is measured every ``evaluate_every`` steps, so the level may have been passed up to so
+    many steps earlier.
+
+    Args:
+        metrics: of a run, with the columns ``step`` and ``accuracy`` (NaN where not measured).
+        level: accuracy, from 0 to 1.
+
+    Raises:
+        InputError: the level is outside 0 to 1.
+    """
+    if not 0 <= level <= 1:
+        raise InputError(f"level must be an accuracy from 0 to 1, but is {level}.")
+    reached = metrics.loc[metrics["accuracy"] >= level, "step"]  # NaN compares as False
+    return None if reached.empty else int(reached.min())

@@ -1,10 +1,8 @@
 """The training loop, for every method: sample → reward → teacher → update → measure → save.
 
-One file, read top to bottom. It deviates from the paper's set-up in this: by default rollouts are
-sampled by the model itself and not by a serving engine; responses cut at the token limit get no reward; by
-default one update is made per batch, so π_old is πθ and nothing is clipped.
-
-    python -m tgpo_lab train --method tgpo --student far --output runs/tgpo
+One file, read top to bottom; what a phase does in detail stands in :mod:`tgpo_lab.loop`. It deviates from the paper's
+set-up in this: by default rollouts are sampled by the model itself and not by a serving engine; responses cut at the
+token limit get no reward; by default one update is made per batch, so π_old is πθ and nothing is clipped.
 """
 
 from __future__ import annotations
@@ -64,6 +62,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         InputError: something in the configuration, the pair or the folder cannot work.
         NonFiniteError: a loss or gradient became infinite or NaN; the batch is saved, no update made.
         OtherProcessError: another process of the run failed, ended or does not answer.
+        OutOfMemoryError: one row alone does not fit into memory.
+        DiskFullError: there is no room for what the run writes; the last checkpoint is whole.
     """
     if config.lora_rank:
         require_peft()

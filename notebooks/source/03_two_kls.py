@@ -202,7 +202,7 @@ for kind, line in (("forward", "--"), ("reverse", "-")):
     print(f"{kind}: from centre 46.0 to centre {path[-1]:.1f}")
 axes.axhline(15, color="0.6", linewidth=1)
 axes.text(5, 16, "larger peak of the teacher", color="0.4")
-axes.set(xlabel="step", ylabel="centre of the student's peak (value)", ylim=(0, 59))
+axes.set(xlabel="step", ylabel="centre of the peak (value)", ylim=(0, 59))
 axes.legend(frameon=False, loc="lower right")
 plt.show()
 
@@ -222,7 +222,7 @@ plt.show()
 # =\pi_\theta(v)\Big(\log\tfrac{\pi_\theta(v)}{\pi_T(v)}-\mathrm{KL}(\pi_\theta\|\pi_T)\Big)$$
 #
 # The second has $\pi_\theta(v)$ in front of everything. A token that the student gives e⁻⁹ gets about e⁻⁹ times a dozen nats:
-# the nine of its own distance, and the KL.
+# the nine of its own distance, and the KL, about three here.
 
 # %% [markdown]
 # ### Exercise 03.2 · The gradient of reverse KL, written down
@@ -278,7 +278,7 @@ for place in (0, 8, 12):
     )
 
 # %% [markdown]
-# Forward KL pulls with almost the same strength from everywhere. The pull of reverse KL falls with the student's own
+# Forward KL pulls with nearly full strength, however small the probability. The pull of reverse KL falls with the student's own
 # probability, nearly in a straight line on this axis: from e⁻¹ to e⁻⁹, eight nats, it loses nearly three powers of ten.
 #
 # And this was the *exact* reverse KL, which sees the whole vocabulary. What is used in practice sees only tokens that the
@@ -291,13 +291,13 @@ for place in (0, 8, 12):
 # |---|---|
 # | KL(πT‖πθ), forward | `losses.forward_kl`, per position `losses.forward_kl_per_token` |
 # | KL(πθ‖πT), reverse | `losses.reverse_kl`, per position `losses.reverse_kl_per_token` |
-# | both, and what lies between, the generalised Jensen–Shannon divergence (JSD) of [10](10_a_fair_comparison.ipynb) | `losses.generalized_jsd` (β = 0 forward, β = 1 reverse) |
+# | a family that has both as its limits, the generalised Jensen–Shannon divergence (JSD) of [10](10_a_fair_comparison.ipynb) | `losses.generalized_jsd` (β = 0 forward, β = 1 reverse) |
 #
 # The panel is `widgets.kl_panel()`.
 #
 # - Forward KL is weighed by the teacher, reverse KL by the student.
 # - A student that can only do one thing covers under forward KL, and chooses one mode under reverse KL.
-# - Downhill, reverse KL chooses the mode it is at. Its pull towards a token is proportional to how often the student
+# - Downhill, reverse KL chooses the mode it is at. Its pull towards a token is nearly proportional to how often the student
 #   writes that token already.
 #
 # **Next:** [04 · The gradient of reverse KL](04_the_gradient_of_reverse_kl.ipynb)

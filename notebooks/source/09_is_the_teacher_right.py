@@ -204,7 +204,7 @@ for t, token in enumerate(written.tolist()):
 
 # %% [markdown]
 # Both open with `<think>`. After that the first one goes along with the student, and where nobody can know, at the
-# digits, it says so: its entropy rises. The second one proposes digits in the middle of a sentence and hardly ever
+# second and third digit, it says so: its entropy rises. The second one proposes digits in the middle of a sentence and hardly ever
 # doubts them. It goes on with pieces of a worked solution, as if it were somewhere inside one.
 #
 # Over all prefixes, for each depth: how probable does a teacher find its own proposal, and how reliable is it?
@@ -334,7 +334,8 @@ for name, answers in asked.items():
 # D_t=\lambda D_{t-1}+s_{t-1}\quad\text{(sum)},\qquad D_0=0.$$
 #
 # The memory λ, from 0 to 1, says how slowly doubt fades. The **trust horizon** is where doubt is small: *hard*,
-# guidance counts where $D_t\le\tau$; *soft*, it is weighted by $e^{-D_t/\tau}$. With the worst token, λ = 1 and τ =
+# guidance counts where $D_t\le\tau$; *soft*, it is weighted by $e^{-D_t/\tau}$. (τ is a threshold in nats here, not the
+# temperature of [01](01_policies_and_tokens.ipynb).) With the worst token, λ = 1 and τ =
 # 4 nats guidance goes on until the student has written one token that the teacher gives less than e⁻⁴, and never
 # comes back.
 #
@@ -406,8 +407,8 @@ check("09.3", horizon_mask)
 #
 # Does the horizon separate where the teacher knows from where it does not? The responses of *far* leave it with
 # their first word, so they cannot say: depth 0 is inside and everything else outside. The student of *near* writes
-# both ways. It opens `<think>` one time in four, and else says some terse words first and opens then. The same
-# teacher, *far-fragile*'s, at the prefixes of this student:
+# both ways. It opens `<think>` one time in four; else it mostly says some terse words first and opens then, and about one
+# response in six never does. The same teacher, *far-fragile*'s, at the prefixes of this student:
 
 # %%
 two_ways = load_pair("near").student
@@ -551,7 +552,7 @@ for name, result in {**runs, "trust horizon, on far": on_far}.items():
 # a complete answer; in 08 that led to responses with two answers, longer than the teacher's, for a while. Here they
 # were not missed.
 #
-# These are single runs, on pairs that were built to be like this, and a teacher whose first word is always right.
+# The curves are single runs, on pairs that were built to be like this, and a teacher whose first word is always right.
 # What holds over seeds is in [docs/findings.md](../docs/findings.md) and in [10](10_a_fair_comparison.ipynb).
 
 # %% [markdown]
@@ -661,7 +662,8 @@ print(f"standard error of a share near one half, from 64: {math.sqrt(0.5 * 0.5 /
 # - Lost, it was sure of itself; the good teacher was less sure. Confidence did not tell them apart.
 # - Guided by the lost teacher, agreement rose for some twenty-five steps and accuracy did not.
 # - Its surprise at what the student had *written* did tell: inside the horizon it was right at every depth tried.
-#   With guidance inside alone, the student learned from the lost teacher as from the good one. One seed.
+#   With guidance inside alone, the student learned from the lost teacher as from the good one (the curves: one
+#   seed; the step of one half: three).
 # - A horizon without recovery loses the rest of a long response to one slip; with a memory λ < 1 it comes back once
 #   the teacher stops being surprised.
 #

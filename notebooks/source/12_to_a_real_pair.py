@@ -46,8 +46,8 @@ shutil.rmtree(work, ignore_errors=True)
 # %% [markdown]
 # ## What changes and what does not
 #
-# A run is a `TrainConfig` and nothing else. Here is the one that the other notebooks use beside the paper's setting, where
-# they differ.
+# A run is a `TrainConfig` and nothing else. Here is the preset from which the other notebooks start (they shorten it)
+# beside the paper's setting, where they differ.
 #
 # **Predict.** By what factor do the response tokens of one step differ, if all responses have their full length?
 
@@ -66,7 +66,8 @@ print(f"response tokens in a step, at most: {tokens[0]:,} and {tokens[1]:,}, a f
 # %% [markdown]
 # The loop, the losses and the measurements are the same code. What differs is size, and three settings that follow from
 # it: bfloat16 for the teacher and for the products, activations computed twice instead of stored
-# (`gradient_checkpointing`), and a learning rate that suits billions of weights. (`mini_batches 2`: two updates from each
+# (`gradient_checkpointing`), and a learning rate that suits billions of weights. The weight of guidance is ten times the
+# paper's: in a few dozen steps a small one starts too slowly ([10](10_a_fair_comparison.ipynb)). (`mini_batches 2`: two updates from each
 # batch, so the clip of [05](05_on_policy_distillation.ipynb) has something to do.)
 #
 # A command that says everything, for a mathematics data set of the Hugging Face hub and a card of 24 GB. The first line
@@ -79,7 +80,7 @@ print(f"response tokens in a step, at most: {tokens[0]:,} and {tokens[1]:,}, a f
 #     --student Qwen/Qwen2.5-Math-1.5B --teacher Qwen/Qwen3-4B          which models: folders or names on the hub
 #     --dataset openai/gsm8k --dataset-config main                      which prompts: also a .jsonl or .parquet file
 #     --prompt-column question --answer-column answer --answer-after "####"     what is asked, and the right answer
-#     --prompt-template "{prompt}\nPlease reason step by step, and put your final answer within \boxed{}."
+#     --prompt-template $'{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.'
 #     --reward last_number                                              what makes a response right
 #     --lora-rank 32 --precision bfloat16 --gradient-checkpointing      what makes it fit
 # ```
@@ -150,7 +151,8 @@ for shape_of_prompt in (
 # padded on the *left* for sampling. Three things must then be right: the mask hides the padding, positions are counted from the
 # first real token, and the padding's own logits are never used. By hand, with the student of *far*:
 #
-# **Predict.** If the short prompt is padded and only the mask is forgotten, does the next token's distribution change?
+# **Predict.** If the short prompt is padded, and mask and positions are both forgotten, by how much does the next token's
+# log-probability change, at most?
 
 # %%
 far = load_pair("far")
@@ -302,11 +304,14 @@ print(f"KL(student‖teacher) {own.reverse_kl:.4f} nats, rejected {own.rejected:
 card = measure_pair(far, prompts, count=64)
 print(f"student {card.student_accuracy_sampled:.2f}, teacher {card.teacher_accuracy:.2f}")
 print(f"rejected {card.rejected:.2f}, agreement {card.agreement:.2f}, KL(student‖teacher) {card.reverse_kl:.1f} nats")
-print(f"teacher's reliability on the student's prefixes {card.reliability:.2f}")
+print(
+    f"opening {card.opening_logprob:.1f} nats, teacher's reliability on the student's prefixes {card.reliability:.2f}"
+)
 
 # %% [markdown]
 # Read it like this. High agreement and few rejected tokens: reverse KL will do. Many rejected tokens and a reliable
-# teacher: this is what guidance is for. Many rejected tokens and an unreliable teacher: guidance teaches the teacher's
+# teacher: look at the opening, the probability of the teacher's first token under the student. At a few nats below 0 sampling
+# finds it; at −9 and below this is what guidance is for. Many rejected tokens and an unreliable teacher: guidance teaches the teacher's
 # confusion ([09](09_is_the_teacher_right.ipynb)); use a trust horizon, or another teacher. And where the teacher can write
 # responses cheaply, run `sft` beside it: on *far* it was as good and sooner ([10](10_a_fair_comparison.ipynb)).
 #
@@ -326,7 +331,8 @@ for finding in found.findings:
 
 # %% [markdown]
 # It can start, says the doctor, and warns of what random weights are bound to show: a teacher that is no better than its student.
-# On a real pair each of these warnings is a reason to stop.
+# On a real pair the ones about right answers would be a reason to stop; an opening that is hard to find chooses the method;
+# added tokens are for you to know.
 
 # %% [markdown]
 # ## Memory
@@ -363,7 +369,7 @@ for name, size in parts.items():
 # of them: student and teacher, logits and log-probabilities, and their gradients. The library never makes one. It projects hidden
 # states to the vocabulary a few positions at a time, half a GiB of logits on a GPU, takes the numbers it needs
 # (log-probabilities of single tokens, the teacher's best token), and lets the logits go
-# (`models.policy.project_to_vocabulary`, `loop/student_pass.py`). The result is the same but for rounding: 20 positions at once, and
+# (`models.policy.project_to_vocabulary`, `loop.student_pass.StudentPass`). The result is the same but for rounding: 20 positions at once, and
 # 3 at a time.
 
 # %%
@@ -413,7 +419,8 @@ for preset, student_name, teacher_name in (
     print("   ", ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needed.parts.items()))
 
 # %% [markdown]
-# The paper's setting does not fit on one card, and this library runs on one: its sampling alone, 1,024 responses of 8,192 tokens
+# The paper's setting does not fit on one card. The library can divide a step over several ([README](../README.md)), which is
+# tested with processes on CPUs and has not been run on several GPUs. Its sampling alone, 1,024 responses of 8,192 tokens
 # at once, takes more than six cards of 80 GB. `gpu-24gb` and `gpu-80gb` are what fits by this sum, with adapters (`lora_rank`) in place of a trained
 # copy of all weights. **Neither has been run on its card yet.** So this course has no number for seconds a step or for the cost of a run, and
 # no result of a real pair. Take `--steps 3` first and multiply what you see; `tgpo-lab bench` gives tokens a second by phase.
@@ -498,14 +505,14 @@ with torch.no_grad():
 # | all checks before training | `tgpo-lab doctor`, from Python `tgpo_lab.diagnose` |
 # | how far apart, and is the teacher right there? | `measure_pair`, or `tgpo-lab pairs measure STUDENT TEACHER` |
 # | what happened? | `metrics.jsonl`, `load_run`, [docs/metrics.md](../docs/metrics.md) |
-#
 # | what does the model read, what is right? | `PromptFormat`; `tasks.rewards.REWARDS` |
 # | will it fit? | `doctor.memory_estimate.estimate_memory`, part of the doctor |
 #
 # - A run is a configuration; the loop is the same for 0.1 million weights and for billions.
 # - Look at one prompt, one answer of the teacher and its reward before you train.
 # - Check tokenizers, end tokens, a model as its own teacher, and the card, before the first step.
-# - Logits are the largest tensors of a loss, so they are made a few positions at a time. Sampling is what fills the card.
+# - Logits are the largest tensors of a loss, so they are made a few positions at a time. In the paper's setting
+#   sampling takes most of the memory; with `gpu-24gb` the teacher's weights do, then sampling.
 #
 # **The end.** You can implement TGPO ([08](08_tgpo.ipynb), forty lines), say when it fails ([09](09_is_the_teacher_right.ipynb)) and when it is not
 # needed ([10](10_a_fair_comparison.ipynb)), and start it on a real pair. What was measured on small ones stands in

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from ..reports.demo import run_demo
+from ..demo import run_demo
 
 
 def demo_command(arguments: list[str]) -> int:

@@ -8,10 +8,13 @@ from typing import Literal
 
 import torch
 import tyro
+from datasets import Dataset
+from transformers import PreTrainedModel
 
+from ..config import TrainConfig
 from ..errors import InputError
 from ..evaluation import evaluate, pair_prompts
-from ..models.pairs import load_model, load_pair
+from ..models.pairs import Pair, load_model, load_pair
 from ..runs import latest_checkpoint, read_config
 from ..tasks.prompt_format import PromptFormat
 from ..tasks.prompts import load_prompts
@@ -28,9 +31,10 @@ class EvaluateOptions:
     model: Literal["student", "teacher"] = "student"
     """Which of the two answers."""
     run: str | None = None
-    """A training run's folder: its newest student answers instead."""
+    """A training run's folder: its newest student answers instead, to the run's prompts, in its form, with responses of
+    its length and judged by its reward, unless another dataset, length or reward is given here."""
     dataset: str | None = None
-    """Folder or file with prompts, or a hub name; left out, the pair's own."""
+    """Folder or file with prompts, or a hub name; left out, the run's or the pair's own."""
     dataset_config: str | None = None
     """Which configuration of a dataset that has several."""
     split: Literal["train", "validation", "test"] = "test"
@@ -53,10 +57,11 @@ class EvaluateOptions:
     """0 is greedy."""
     samples_per_prompt: int = 1
     """Responses for each prompt; with more than one, pass@k is printed too."""
-    max_new_tokens: int = 80
-    """Responses are cut after so many tokens."""
-    reward: str = "marked_answer"
-    """How a response is judged: marked_answer, exact_match, last_number, math_verify or package.module:function."""
+    max_new_tokens: int | None = None
+    """Responses are cut after so many tokens: 80, or the run's, if left out."""
+    reward: str | None = None
+    """How a response is judged: marked_answer (if left out and there is no run), exact_match, last_number, math_verify
+    or package.module:function."""
     show: int = 0
     """Print so many responses."""
     seed: int = 0
@@ -72,20 +77,8 @@ def evaluate_command(arguments: list[str]) -> int:
             raise InputError(f"{name} must be 1 or more, but is {value}.")
     if not 0 <= options.temperature < float("inf"):
         raise InputError(f"temperature must be 0 or more, but is {options.temperature}.")
-    pair, model = _pair_and_model(options)
-    if options.dataset is None:
-        prompts = pair_prompts(pair, options.split)
-    else:
-        splits = load_prompts(
-            options.dataset,
-            options.prompt_column,
-            options.answer_column,
-            answer_after=options.answer_after,
-            dataset_config=options.dataset_config,
-        )
-        if options.split not in splits:
-            raise InputError(f"{options.dataset} has no split {options.split!r}: it has {', '.join(splits)}.")
-        prompts = splits[options.split]
+    pair, model, config = _what_answers(options)
+    prompts = _prompts(options, pair, config)
     result = evaluate(
         pair,
         model,
@@ -93,8 +86,8 @@ def evaluate_command(arguments: list[str]) -> int:
         count=options.count,
         temperature=options.temperature,
         samples_per_prompt=options.samples_per_prompt,
-        max_new_tokens=options.max_new_tokens,
-        reward=options.reward,
+        max_new_tokens=options.max_new_tokens or (config.max_new_tokens if config else 80),
+        reward=options.reward or (config.reward if config else "marked_answer"),
         seed=options.seed,
     )
     print(f"accuracy {result.accuracy:.4f}  length {result.length:.1f}  truncated {result.truncated:.4f}")
@@ -109,13 +102,33 @@ def evaluate_command(arguments: list[str]) -> int:
     return 0
 
 
-def _pair_and_model(options: EvaluateOptions):
+def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, TrainConfig | None]:
+    """The pair, the model that answers, and the configuration of the run, if it is of one."""
     if options.run is not None and options.model == "teacher":
         raise InputError("--run evaluates the run's student; leave --model teacher out.")
     if options.run is None:
         form = PromptFormat(options.chat_template, options.system_prompt, options.prompt_template)
         pair = load_pair(options.student, options.teacher, prompt_format=form)
-        return pair, pair.student if options.model == "student" else pair.teacher
+        return pair, pair.student if options.model == "student" else pair.teacher, None
     config = read_config(Path(options.run))
     pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format)
-    return pair, load_model(latest_checkpoint(Path(options.run)), torch.float32, "cpu")
+    return pair, load_model(latest_checkpoint(Path(options.run)), torch.float32, "cpu"), config
+
+
+def _prompts(options: EvaluateOptions, pair: Pair, config: TrainConfig | None) -> Dataset:
+    """The prompts of the split, of the data given, the run's or the pair's."""
+    if options.dataset is not None:
+        source, splits = options.dataset, load_prompts(
+            options.dataset,
+            options.prompt_column,
+            options.answer_column,
+            answer_after=options.answer_after,
+            dataset_config=options.dataset_config,
+        )  # fmt: skip
+    elif config is not None and config.dataset is not None:
+        source, splits = config.dataset, load_prompts(config.dataset, **config.prompt_options)
+    else:
+        return pair_prompts(pair, options.split)
+    if options.split not in splits:
+        raise InputError(f"{source} has no split {options.split!r}: it has {', '.join(splits)}.")
+    return splits[options.split]

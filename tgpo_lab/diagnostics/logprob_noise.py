@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..losses import token_logprobs
 from ..micro_batches import split_rows
 from ..models.pairs import Pair
-from ..models.policy import project_to_vocabulary, response_hidden_states
+from ..models.policy import positions_at_once, project_to_vocabulary, response_hidden_states
 from ..rollouts import Rollouts
 from ..sampling.decoding import next_hidden, preallocated_cache
 from ..teacher import ask_teacher
@@ -36,7 +36,14 @@ class LogprobNoise:
 def sampling_noise(
     pair: Pair, rollouts: Rollouts, autocast: Callable[[], AbstractContextManager], micro_batch_tokens: int
 ) -> LogprobNoise:
-    """The sampling path against the update path, on the student's rollouts at temperature 1."""
+    """The sampling path against the update path, on the student's rollouts at temperature 1.
+
+    Args:
+        pair: its student is asked.
+        rollouts: B responses of the student.
+        autocast: the context of an update's products, bfloat16 or not.
+        micro_batch_tokens: at most so many tokens go through the model at once.
+    """
     with autocast():
         updated = response_logprobs(pair.student, rollouts, 1.0, pair.vocabulary_size, micro_batch_tokens)
         sampled = torch.zeros_like(updated)
@@ -56,7 +63,15 @@ def self_distillation_noise(
     autocast: Callable[[], AbstractContextManager],
     micro_batch_tokens: int,
 ) -> LogprobNoise:
-    """A model as its own teacher: d_t = log πθ(y_t) − log πT(y_t), the update path against the teacher's pass."""
+    """A model as its own teacher: d_t = log πθ(y_t) − log πT(y_t), the update path against the teacher's pass.
+
+    Args:
+        pair: brings the number of tokens that both models share.
+        model: takes both parts.
+        rollouts: B responses.
+        autocast: the context of an update's products, bfloat16 or not.
+        micro_batch_tokens: at most so many tokens go through the model at once.
+    """
     asked = ask_teacher(
         model, rollouts, vocabulary_size=pair.vocabulary_size, micro_batch_tokens=micro_batch_tokens
     ).logprobs
@@ -94,7 +109,10 @@ def response_logprobs(
     logprobs = torch.zeros(rollouts.mask.shape, device=rollouts.responses.device)
     for rows in split_rows(rollouts, micro_batch_tokens):
         part = rollouts.rows(rows)
+        states = response_hidden_states(model, part)  # (N, H)
+        size = positions_at_once(vocabulary_size, states.device)
         row, step = part.mask.nonzero(as_tuple=True)
-        logits = project_to_vocabulary(model, response_hidden_states(model, part), vocabulary_size)  # (N, V)
-        logprobs[rows[row], step] = token_logprobs(logits / temperature, part.responses[row, step])
+        for hidden, r, t in zip(states.split(size), row.split(size), step.split(size), strict=True):
+            logits = project_to_vocabulary(model, hidden, vocabulary_size)  # (positions at once, V)
+            logprobs[rows[r], t] = token_logprobs(logits / temperature, part.responses[r, t])
     return logprobs

@@ -17,10 +17,10 @@ import torch
 from datasets import Dataset
 
 from ..evaluation import evaluate, pair_prompts
-from ..losses import entropy, forward_kl_per_token, reverse_kl_per_token
+from ..losses import entropy, forward_kl_per_token, reverse_kl_per_token, token_logprobs
 from ..micro_batches import split_rows
 from ..models.pairs import Pair, require_room
-from ..models.policy import project_to_vocabulary, response_hidden_states
+from ..models.policy import most_probable, positions_at_once, project_to_vocabulary, response_hidden_states
 from ..rollouts import Rollouts
 from ..sampling.cached_sampling import sample_responses
 from .premise import DEPTHS, continue_from, premise_by_depth
@@ -163,21 +163,23 @@ def _divergence(pair: Pair, rollouts: Rollouts, threshold: float) -> dict[str, f
     sums = dict.fromkeys(names, 0.0)
     for rows in split_rows(rollouts, 8192):
         part = rollouts.rows(rows)
-        student, teacher = (
-            project_to_vocabulary(model, response_hidden_states(model, part), pair.vocabulary_size).unsqueeze(0)
-            for model in (pair.student, pair.teacher)
-        )  # (1, N, V)
-        written = part.responses[part.mask].view(1, -1, 1)
-        difference = (student.log_softmax(-1) - teacher.log_softmax(-1)).gather(-1, written)  # d_t
-        values = (
-            reverse_kl_per_token(student, teacher),
-            forward_kl_per_token(student, teacher),
-            entropy(student),
-            difference > threshold,
-            student.argmax(-1) == teacher.argmax(-1),
-        )
-        for name, value in zip(names, values, strict=True):
-            sums[name] += float(value.sum())
+        states = [response_hidden_states(model, part) for model in (pair.student, pair.teacher)]  # (N, H) each
+        size = positions_at_once(pair.vocabulary_size, states[0].device)
+        chunks = zip(*(s.split(size) for s in states), part.responses[part.mask].split(size), strict=True)
+        for student_states, teacher_states, written in chunks:
+            student, teacher = (
+                project_to_vocabulary(model, hidden, pair.vocabulary_size).unsqueeze(0)
+                for model, hidden in ((pair.student, student_states), (pair.teacher, teacher_states))
+            )  # (1, positions at once, V)
+            values = (
+                reverse_kl_per_token(student, teacher),
+                forward_kl_per_token(student, teacher),
+                entropy(student),
+                token_logprobs(student[0], written) - token_logprobs(teacher[0], written) > threshold,  # d_t
+                most_probable(student[0]) == most_probable(teacher[0]),
+            )
+            for name, value in zip(names, values, strict=True):
+                sums[name] += float(value.sum())
     return {name: value / int(rollouts.mask.sum()) for name, value in sums.items()}
 
 

@@ -13,7 +13,7 @@ stored weights (4, or b where adapters are trained on a frozen base):
     teacher pass   as the update, without a backward pass: one layer
     copy        P·2 while the float32 student computes in bfloat16: autocast keeps its converted weights
 
-The last four come one after the other, so only the largest of sampling, update and teacher pass counts. Added are the
+Sampling, update and teacher pass come one after the other, so only the largest of them counts. Added are the
 device's own context (1 GiB on a GPU) and a tenth for fragments that the allocator cannot use.
 """
 

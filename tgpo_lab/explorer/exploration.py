@@ -68,9 +68,9 @@ class Exploration:
         self._judge = reward_function(reward)
         if not 1 <= len(self.histories) <= 2:
             raise InputError(f"The explorer shows one run or two side by side, not {len(self.histories)}.")
-        for name, value, least in (("samples", samples, 1), ("max_new_tokens", max_new_tokens, 1)):
-            if value < least:
-                raise InputError(f"{name} must be {least} or more, but is {value}.")
+        for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens)):
+            if value < 1:
+                raise InputError(f"{name} must be 1 or more, but is {value}.")
         if not temperature >= 0:
             raise InputError(f"temperature must be 0 (greedy) or more, but is {temperature}.")
         if not 1 <= top_k <= pair.vocabulary_size:
@@ -89,13 +89,13 @@ class Exploration:
             )
         require_room(pair, list(prompts), max_new_tokens)
         repeats = 1 if rollouts is not None or temperature == 0 else samples
-        self._given = None if rollouts is None else _on_device(rollouts, pair.teacher.device)
+        self._given = None if rollouts is None else rollouts.to(pair.teacher.device)
         self.prompts = list(prompts)
         """Texts of the prompts, one for each group of samples or each row of given rollouts."""
         self._prompts = [prompt for prompt in prompts for _ in range(repeats)]
         self._answers = [answer for answer in answers for _ in range(repeats)]
         self.samples, self.max_new_tokens, self.temperature = repeats, max_new_tokens, temperature
-        self._continuations = 1 if temperature == 0 else max(samples, 1)
+        self._continuations = 1 if temperature == 0 else samples
         self._top_k, self._seed = top_k, seed
         self._known: dict[tuple[int, int, int | None], list[ExploredResponse]] = {}
         self.branches: list[ExploredResponse] = []
@@ -271,8 +271,3 @@ class Exploration:
         rewards = torch.tensor([found.reward or 0.0 for found in group])
         rewards[sample.row] = reward or 0.0
         return advantages_by_prompt(sample.view.rollouts, rewards)[sample.row : sample.row + 1]
-
-
-def _on_device(rollouts: Rollouts, device: torch.device) -> Rollouts:
-    moved = {name: getattr(rollouts, name).to(device) for name in ("responses", "mask", "finished")}
-    return replace(rollouts, **moved)

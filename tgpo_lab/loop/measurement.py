@@ -11,6 +11,7 @@ from torch import Tensor
 from ..batch import Batch, Positions
 from ..losses import entropy, forward_kl_per_token, reverse_kl_per_token, sampled_kl
 from ..methods.base import Method, Term
+from ..models.policy import most_probable
 from ..parallel.processes import Processes
 from ..parallel.sharding import own_part
 from ..rollouts import Rollouts
@@ -68,10 +69,8 @@ class StepMeasurement:
                 "reverse_kl": reverse_kl_per_token(student, teacher),
                 "forward_kl": forward_kl_per_token(student, teacher),
             }
-            best = teacher.argmax(-1)
-        else:
-            best = positions.take(self._batch.teacher.tokens)[:, where]
-        values["agreement"] = (student.argmax(-1) == best).float()
+        best = positions.take(self._batch.teacher.tokens)[:, where]
+        values["agreement"] = (most_probable(student[0]) == best[0]).float()
         self._distribution_count += student.shape[1]
         for name, value in values.items():
             self._distributions[name] += float(value.sum())

@@ -1,6 +1,6 @@
 """Methods of training the student, each chosen by name; its options are a dataclass.
 
-To add one: subclass :class:`Method` in a module here, call :func:`register` below it, and import
+To add one: subclass :class:`Method` in a module here, call :func:`tgpo_lab.methods.base.register` below it, and import
 that module in this file.
 """
 

@@ -11,31 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import InputError
+from ..metrics import steps_to
 from ..runs import RunResult
 
 ACCURACY_BEFORE, ACCURACY_AFTER = "accuracy before", "accuracy after"
 STEPS_TO_50, STEPS_TO_80 = "steps to 50 %", "steps to 80 %"
 REVERSE_KL, LENGTH, GRADIENT_NORM = "reverse KL to the teacher", "mean length at the end", "largest gradient norm"
 UNITS = {REVERSE_KL: "nats", LENGTH: "tokens"}
-
-
-def steps_to(metrics: pd.DataFrame, level: float) -> int | None:
-    """First step at which the measured held-out accuracy is at least ``level``; None if it never was.
-
-    Accuracy is measured every ``evaluate_every`` steps, so the level may have been passed up to so
-    many steps earlier.
-
-    Args:
-        metrics: of a run, with the columns ``step`` and ``accuracy`` (NaN where not measured).
-        level: accuracy, from 0 to 1.
-
-    Raises:
-        InputError: the level is outside 0 to 1.
-    """
-    if not 0 <= level <= 1:
-        raise InputError(f"level must be an accuracy from 0 to 1, but is {level}.")
-    reached = metrics.loc[metrics["accuracy"] >= level, "step"]  # NaN compares as False
-    return None if reached.empty else int(reached.min())
 
 
 def summary_table(

@@ -2,5 +2,6 @@
 
 A study is a list of cells (pair × variant × seed). Imports go one way:
 
-    plan, looks → runner → results → settings, headline, catalog → statistics → tables, figures → report → findings
+    plan, settings, looks → runner, results → headline, catalog → statistics, tables, figures → sections
+    → report, claims, summary → findings
 """

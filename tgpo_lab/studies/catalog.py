@@ -1,4 +1,4 @@
-"""The named studies: which runs answer which question. Every number that decides a run stands here."""
+"""The named studies: which runs answer which question. What they share stands in settings.py and headline.py."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def make_study(name: str, folder: Path = RESULTS) -> Study:
 
     Args:
         name: one of :data:`STUDIES`.
-        folder: where results are stored: the headline study takes its configurations from the tuning there.
+        folder: where results are stored: several studies take their configurations from the tuning there.
 
     Raises:
         InputError: unknown name, or a study that needs another one's results first.

@@ -2,6 +2,7 @@
 
 DATA/results/NAME/runs.parquet    one row a run: pair, label, seed, accuracy, speed, stability, configuration
 DATA/results/NAME/steps.parquet   one row a step of a run: the measurements of docs/metrics.md
+DATA/results/NAME/looks.parquet   of studies that look into checkpoints: one row a look
 DATA/results/NAME/study.json      question, command, versions, seeds, time
 """
 
@@ -17,9 +18,8 @@ import pandas as pd
 
 from ..errors import InputError
 from ..files import write_json, written_folder
-from ..metrics import METRICS, metrics_frame
+from ..metrics import METRICS, metrics_frame, steps_to
 from ..models.pairs import DATA
-from ..reports.comparison import steps_to
 from .plan import DIALS, Study
 from .runner import result_file
 

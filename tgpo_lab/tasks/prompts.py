@@ -12,8 +12,6 @@ from datasets import Dataset, DatasetDict, load_dataset
 from ..errors import InputError
 from ..files import require_name
 
-SPLITS = ("train", "validation", "test")
-
 
 @dataclass(frozen=True)
 class PromptColumns:

@@ -1,5 +1,5 @@
 """The tiny world: an addition task, two reasoning styles, and student/teacher pairs made from seeds.
 
-Everything here produces ordinary Hugging Face checkpoints and prompt files. Nothing outside this
-package knows that the world is tiny: the training loop sees a pair like any other.
+Everything here produces ordinary Hugging Face checkpoints and prompt files: the training loop sees a pair like any
+other and does not know that the world is tiny.
 """

@@ -167,7 +167,8 @@ class GuidanceExplorer(anywidget.AnyWidget):
         return branch
 
     def selected_frame(self) -> pd.DataFrame:
-        """The locked tokens as a table, or all tokens of the first card; see :meth:`GuidanceView.frame`.
+        """The locked tokens as a table, or all tokens of the first card; see
+        :meth:`tgpo_lab.explorer.guidance_view.GuidanceView.frame`.
 
         The column ``response`` has the response's name, ``step`` the step of its student.
         """

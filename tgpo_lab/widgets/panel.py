@@ -66,7 +66,9 @@ class Panel(ipywidgets.VBox):
         """The panel for a live page, and its numbers for a page without a kernel."""
         table = self.table.to_html(float_format=lambda value: f"{value:.4g}", border=0, na_rep="–")
         bundle = super()._repr_mimebundle_(**options) or {}
-        return {**bundle, "text/plain": self._title, "text/html": f"<p>{self._title}, without a kernel:</p>{table}"}
+        said = f"<p>{self.said.value}</p>" if self.said.value else ""  # escaped already
+        page = f"<p>{self._title}, without a kernel:</p>{said}{table}"
+        return {**bundle, "text/plain": self._title, "text/html": page}
 
 
 def themed_svg(figure: Figure, description: str) -> str:

@@ -118,5 +118,5 @@ def answers_of(pair: Pair, history: StudentHistory) -> dict[str, str]:
     """Prompt → answer, of the run's data or of the pair's own; empty without any."""
     config = history.config
     if config is not None and config.dataset:
-        return known_answers(load_prompts(config.dataset, config.prompt_column, config.answer_column))
+        return known_answers(load_prompts(config.dataset, **config.prompt_options))
     return known_answers(load_prompts(pair.prompts)) if pair.prompts is not None else {}

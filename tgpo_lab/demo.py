@@ -10,15 +10,15 @@ import pandas as pd
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from ..config import TrainConfig
-from ..errors import InputError
-from ..evaluation import evaluate, pair_prompts
-from ..models.pairs import Pair, load_pair
-from ..runs import CONFIG_FILE, RunResult, load_run, read_config
-from ..training import train
-from .comparison import format_table, percent, summary_table
-from .report import write_report
-from .sample_rollouts import AnnotatedRollout, annotate
+from .config import TrainConfig
+from .errors import InputError
+from .evaluation import evaluate, pair_prompts
+from .models.pairs import Pair, load_pair
+from .reports.comparison import format_table, percent, summary_table
+from .reports.report import write_report
+from .reports.sample_rollouts import AnnotatedRollout, annotate
+from .runs import CONFIG_FILE, RunResult, load_run, read_config
+from .training import train
 
 SAMPLE_ROLLOUTS = 3
 REPORT_FILE = "report.html"

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from ..errors import InputError
-from ..methods import method_name
+from .errors import InputError
+from .methods import method_name
 
 if TYPE_CHECKING:
-    from ..config import TrainConfig
+    from .config import TrainConfig
 
 
 def require_server_suffices(config: TrainConfig) -> None:
@@ -45,5 +45,5 @@ def require_server_suffices(config: TrainConfig) -> None:
             raise InputError(
                 f"{method_name(method)} needs {what}, but a teacher's server gives the log-probabilities of the tokens "
                 "that it is sent and its most probable ones, up to its own limit. Leave teacher_server out, or choose "
-                "a method that needs no more: tgpo, tgpo-top-k, a gate of tgpo, kdrl, rkl."
+                "a method that needs no more: grpo, rkl, kdrl, tgpo, tgpo-top-k, a gate of tgpo."
             )
