@@ -127,6 +127,7 @@ def run_notebook(notebook: NotebookNode, folder: Path) -> NotebookNode:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         extra_arguments=["--log-level=ERROR"],
+        coalesce_streams=True,  # how a cell's text is cut into messages depends on the machine's load
     )
     try:
         with _guarded():
