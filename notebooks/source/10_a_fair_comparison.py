@@ -411,7 +411,7 @@ plt.close("all")
 near = study.runs[study.runs["pair"] == "near"]
 figure = ranking(near)
 figure.axes[0].set(xlim=(0.9, 1))
-plt.show()
+figure
 
 # %%
 shown = ["sft", "rkl", "exact-rkl", "grpo", "grpo++", "kdrl", "luffy", "tgpo"]
