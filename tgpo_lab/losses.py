@@ -281,7 +281,7 @@ def top_k_guidance_loss(
     Teacher tensors are (B, T, K).
     """
     student_logits, teacher_tokens = _visible(student_logits, mask), _visible(teacher_tokens, mask)
-    student = student_logits.gather(-1, teacher_tokens) - student_logits.logsumexp(-1, keepdim=True)  # (B, T, K)
+    student = token_logprobs(student_logits, teacher_tokens)  # (B, T, K)
     return negative_log_likelihood(student, mask, normalizer, weights, teacher_logprobs)
 
 

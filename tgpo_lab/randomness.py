@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def derived_seed(seed: int, *purpose: str | int) -> int:
@@ -34,3 +35,12 @@ def rows_of_step(seed: int, step: int, per_step: int, available: int) -> list[in
         rows += taken
         position += len(taken)
     return rows
+
+
+def at_most(count: int, mask: Tensor, generator: torch.Generator) -> Tensor:
+    """At most ``count`` of the true places of a mask, drawn at random: (B, T) bool → (B, T) bool."""
+    row, step = mask.nonzero(as_tuple=True)
+    chosen = torch.randperm(len(row), generator=generator)[:count].to(mask.device)
+    kept = torch.zeros_like(mask)
+    kept[row[chosen], step[chosen]] = True
+    return kept

@@ -14,18 +14,13 @@ from ..methods.base import Method, Term
 from ..models.policy import most_probable
 from ..parallel.processes import Processes
 from ..parallel.sharding import own_part
+from ..randomness import at_most
 from ..rollouts import Rollouts
 
 
 def choose_measured(rollouts: Rollouts, count: int, generator: torch.Generator) -> Tensor:
     """Positions at which whole distributions are compared: (B, T) bool, at most ``count`` at random (0: all)."""
-    row, step = rollouts.mask.nonzero(as_tuple=True)
-    if not count or len(row) <= count:
-        return rollouts.mask.clone()
-    chosen = torch.randperm(len(row), generator=generator)[:count].to(row.device)
-    measured = torch.zeros_like(rollouts.mask)
-    measured[row[chosen], step[chosen]] = True
-    return measured
+    return at_most(count, rollouts.mask, generator) if count else rollouts.mask.clone()
 
 
 class StepMeasurement:

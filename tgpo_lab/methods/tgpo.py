@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
-import torch
 from torch import Tensor
 
 from ..batch import Batch
 from ..errors import InputError
 from ..guidance import Doubt, Gate, apply_gate
 from ..losses import forward_kl, guidance_loss, negative_log_likelihood, top_k_guidance_loss
+from ..randomness import at_most
 from ..schedules import Constant, LinearDecay, Schedule
 from .base import Term, Traces, register
 from .grpo import GRPO
@@ -112,7 +112,7 @@ class TGPO(GRPO):
         if self.guidance_sum:
             normalizer = max(1, int(everywhere.any(-1).sum()))
         if not self.conditioned:
-            mask = _same_amount(batch.teacher_mask, int(everywhere.sum()), batch.random)
+            mask = at_most(int(everywhere.sum()), batch.teacher_mask, batch.random)
             return Term("teacher", mask, lambda p, mask: negative_log_likelihood(p.logprobs, mask, normalizer), weight)
         answers = batch.teacher
         weights = self.gate_weights(batch)
@@ -143,15 +143,6 @@ class TGPO(GRPO):
             memory=self.doubt_memory,
             soft=self.soft_horizon,
         )
-
-
-def _same_amount(mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """At most ``count`` of the unmasked positions, drawn at random: (B, T) bool → (B, T) bool."""
-    row, step = mask.nonzero(as_tuple=True)
-    chosen = torch.randperm(len(row), generator=generator)[:count].to(mask.device)
-    kept = torch.zeros_like(mask)
-    kept[row[chosen], step[chosen]] = True
-    return kept
 
 
 _TINY: dict[str, object] = {"weight": LinearDecay(0.02, 2e-4)}
