@@ -218,7 +218,10 @@ class TrainConfig:
         _ = self.prompt_format  # checks it
         require_trackers(self.trackers)
         if self.teacher_server is not None:
-            require_server_suffices(self)
+            local_options = ("teacher_device", "teacher_offload", "teacher_cache")
+            require_server_suffices(
+                self.teacher_server, self.method, {name: getattr(self, name) for name in local_options}
+            )
         if self.lora_merged and not self.lora_rank:
             raise InputError("lora_merged merges adapters, but lora_rank is 0: there are none. Set lora_rank.")
 

@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from .errors import InputError
 from .methods import method_name
-
-if TYPE_CHECKING:
-    from .config import TrainConfig
+from .methods.base import Method
 
 
-def require_server_suffices(config: TrainConfig) -> None:
+def require_server_suffices(server: str, method: Method, local_options: Mapping[str, object]) -> None:
     """Refuse an address that is none, and a method for which a server's answers are not enough.
 
+    Args:
+        server: ``teacher_server`` of a run.
+        method: of the run.
+        local_options: options for a teacher in this process, by name, none of which may be given.
+
     Raises:
-        InputError: names the address or the method.
+        InputError: names the address, the option or the method.
     """
     try:
-        address = urlsplit(config.teacher_server)
+        address = urlsplit(server)
         usable = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
     except ValueError:  # such as a port that is no number
         usable = False
     if not usable:
-        raise InputError(
-            f"teacher_server must be an address such as http://host:8000/v1, but is {config.teacher_server!r}."
-        )
+        raise InputError(f"teacher_server must be an address such as http://host:8000/v1, but is {server!r}.")
     if address.username or address.password or address.query:
         raise InputError(
             "teacher_server must be an address alone, because it is written down with the run: give a key in the "
             "environment, as TEACHER_SERVER_KEY."
         )
-    for name in ("teacher_device", "teacher_offload", "teacher_cache"):
-        if getattr(config, name):
+    for name, given in local_options.items():
+        if given:
             raise InputError(f"{name} is for a teacher in this process, but teacher_server is given. Leave one out.")
-    method = config.method
     for needed, what in (
         (method.needs_distribution, "the teacher's whole distribution at every prefix"),
         (method.samples_teacher_tokens, "a token drawn from the teacher at every prefix"),
