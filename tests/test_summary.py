@@ -39,7 +39,7 @@ def headline(tgpo: float, sft: float) -> dict[tuple[str, str], float]:
 )
 def test_words_follow_the_numbers(tmp_path, tgpo, sft, words):
     text = summary(store(tmp_path, "headline", headline(tgpo, sft)))
-    assert words in text and f"from 4 % to {100 * tgpo:.1f} %" in text and "reverse KL at 5.0 %" in text
+    assert words in text and f"from 4 % to {100 * tgpo:.1f} %" in text and "reverse KL ends at 5.0 %" in text
     assert "Between TGPO and reverse KL no difference is shown." in text  # near: the same accuracies
     assert "trust horizon" not in text
 

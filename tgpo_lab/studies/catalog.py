@@ -174,7 +174,7 @@ def long_responses(folder: Path) -> Study:
             variant_of(method, annealed(0.02))
             for method in ("tgpo", "tgpo-trust-horizon", "tgpo-recovering-horizon", "tgpo-soft-horizon")
         ),
-        FEW_SEEDS,
+        SEEDS,
         {**SETTINGS, "max_new_tokens": 240},
         recipes,
         references=("tgpo", "tgpo-trust-horizon"),

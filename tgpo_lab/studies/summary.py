@@ -42,7 +42,7 @@ def _far(results: StudyResults) -> str:
     runs = results.runs[results.runs["pair"] == "far"]
     shown = ", ".join(
         f"{name} at {_accuracy(runs, label)}"
-        for name, label in (("reverse KL", "rkl"), ("GRPO", "grpo"), ("SFT on the teacher's responses", "sft"))
+        for name, label in (("reverse KL ends", "rkl"), ("GRPO", "grpo"), ("SFT on the teacher's responses", "sft"))
     )
     return (
         f"**Far:** TGPO takes the student from {100 * runs['accuracy_before'].mean():.0f} % to "
