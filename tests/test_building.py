@@ -19,7 +19,8 @@ from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import DATA, load_model, load_pair
 from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.tiny_world import building, recipes
-from tgpo_lab.tiny_world.building import build_pair
+from tgpo_lab.tiny_world.arithmetic import worked_text
+from tgpo_lab.tiny_world.building import build_pair, response_limit
 from tgpo_lab.tiny_world.pretraining import acquaint_teacher, build_teacher, set_student_opening
 from tgpo_lab.tiny_world.recipes import PAIR_RECIPES, PairRecipe, Pretraining, dialled, longer_task
 
@@ -184,6 +185,10 @@ def test_a_longer_task_brings_models_prompts_and_errors_of_its_own(built, tmp_pa
     assert [len(x) for x in prompt.rstrip("=").split("+")] == [6] * 4
     assert int(answer) == sum(map(int, prompt.rstrip("=").split("+")))
     assert long.student.answer_noise == 120_000  # as large beside sums of millions as 12 beside hundreds
+    pair = load_pair(tmp_path / places["student"], tmp_path / places["teacher"])
+    longest = len(pair.tokenizer.encode(worked_text((999_999,) * 4)))
+    assert longest > 150 and response_limit(long.student.task, pair) > 1.3 * longest
+    assert response_limit(PAIR_RECIPES["far"].student.task, pair) == 80
 
 
 def test_a_task_with_too_few_sums_is_refused_before_anything_is_trained(tmp_path):

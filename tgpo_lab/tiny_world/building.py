@@ -19,10 +19,10 @@ from transformers.utils import logging as transformers_logging
 from ..diagnostics.pair_card import PairCard, card_markdown, measure_pair
 from ..errors import InputError
 from ..files import require_writable_folder, write_json, write_text, written_folder
-from ..models.pairs import DATA, load_model, load_pair
+from ..models.pairs import DATA, Pair, load_model, load_pair
 from ..provenance import provenance
 from ..tasks.prompts import load_prompts
-from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text
+from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text, worked_text
 from .pretraining import acquaint_teacher, build_student_skill, build_teacher, set_student_opening
 from .recipes import PairRecipe, StudentRecipe, TeacherRecipe, on_task
 from .tokenizer import build_tokenizer
@@ -79,10 +79,18 @@ def build_and_measure(name: str, recipe: PairRecipe, output: Path) -> PairCard:
     entry = json.loads((folder / "pair.json").read_text())
     pair = load_pair(output / entry["student"], output / entry["teacher"])
     pair.name = name
-    card = measure_pair(pair, load_prompts(output / entry["prompts"])["test"])
+    card = measure_pair(
+        pair, load_prompts(output / entry["prompts"])["test"], max_new_tokens=response_limit(recipe.student.task, pair)
+    )
     write_json(folder / "card.json", {**card.as_dict(), "seed": 0, "made_by": provenance()})
     write_text(folder / "README.md", card_markdown(card, recipe.summary))
     return card
+
+
+def response_limit(task: AdditionTask, pair: Pair) -> int:
+    """Tokens for the longest worked response and a third more, so that none is cut; 80 at least, as in a run."""
+    longest = worked_text((10**task.digits - 1,) * task.operands)
+    return max(80, len(pair.tokenizer.encode(longest)) * 4 // 3)
 
 
 def _student(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
