@@ -22,7 +22,7 @@ from tgpo_lab.checkpoints import read_state
 from tgpo_lab.errors import InputError
 from tgpo_lab.methods import make_method
 from tgpo_lab.models.pairs import load_pair
-from tgpo_lab.parallel.processes import ALONE, Processes
+from tgpo_lab.parallel.processes import ALONE, Processes, start_options
 from tgpo_lab.randomness import generator_for
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.sampling.cached_sampling import sample_responses
@@ -323,8 +323,16 @@ def test_the_teacher_answers_about_some_rows_as_it_does_about_all(random_pair):
     assert ask(None).of_all(ALONE).tokens is not None
 
 
+def test_processes_that_cannot_find_each_other_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(InputError, match="2 processes were started, but MASTER_ADDR does not say where they meet"):
+        start_options()
+
+
 def test_processes_that_were_not_joined_are_refused(tiny_config, tmp_path, monkeypatch):
     Accelerator(cpu=True)  # has settled that this process is alone, before the variable says otherwise
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match="2 processes were started, but accelerate has not joined them"):
         quiet(tiny_config(tmp_path))

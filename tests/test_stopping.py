@@ -236,6 +236,13 @@ def test_no_room_for_the_first_checkpoint(tiny_config, tmp_path):
     assert checkpoint_folders(tmp_path / "run" / "checkpoints") == []
 
 
+def test_no_room_for_the_configuration_of_a_run(tiny_config, tmp_path):
+    group = Group(1, lambda index: (no_file_above(100), quiet(tiny_config(tmp_path))), tmp_path)
+    assert group.wait() == [1]
+    assert f"InputError: Cannot write to the folder {tmp_path}/run (File too large). Make room" in group.errors(0)
+    assert list((tmp_path / "run").iterdir()) == []
+
+
 # ── A scheduler's signal ─────────────────────────────────────────────────────────────────────────
 
 

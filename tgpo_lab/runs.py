@@ -56,7 +56,12 @@ def start_run(config: TrainConfig) -> Path:
             f"tgpo-lab train --resume {directory}"
         )
     require_writable_folder(directory)
-    write_json(directory / CONFIG_FILE, {"config": config.as_dict(), **provenance()})
+    try:
+        write_json(directory / CONFIG_FILE, {"config": config.as_dict(), **provenance()})
+    except OSError as error:  # an empty file was possible, so it is room that is missing
+        raise InputError(
+            f"Cannot write to the folder {directory} ({error.strerror}). Make room, or give another output folder."
+        ) from error
     return directory
 
 

@@ -143,11 +143,16 @@ def start_options() -> dict[str, object]:
     """Arguments of an ``Accelerator`` under which processes started by accelerate or torchrun find each other.
 
     Raises:
-        InputError: they were started with a form of FSDP that the loop does not know.
+        InputError: they were started with a form of FSDP that the loop does not know, or cannot find each other.
     """
     from accelerate.utils import GradientAccumulationPlugin, InitProcessGroupKwargs
 
     if _started() > 1:
+        if "MASTER_ADDR" not in os.environ:
+            raise InputError(
+                f"WORLD_SIZE says that {_started()} processes were started, but MASTER_ADDR does not say where they "
+                "meet. Start them with accelerate launch or torchrun, or unset WORLD_SIZE for one process."
+            )
         wants_sharding()  # before they join: of two that refuse, one may be gone while the other still looks for it
     return {
         # Without this, processes that torchrun starts on a machine without accelerators stay strangers.
