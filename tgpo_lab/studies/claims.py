@@ -70,6 +70,7 @@ CLAIMS = (
     Claim("In-family, reverse KL trains stably.", Stable("headline", "rkl", ("near",))),
     Claim("Cross-family, reverse KL collapses.", Collapses("headline", "rkl", ("far",))),
     Claim("The same, over the whole map.", Collapses("map", "rkl", MAP)),
+    Claim("The same, with four times the steps and twice the prompts.", Collapses("longer", "rkl", ("mid", "far"))),
     *(
         Claim(f"Cross-family, TGPO is ahead of {name}.", Ahead("headline", "tgpo", method, ("far",)))
         for name, method in (
