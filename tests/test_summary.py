@@ -12,11 +12,14 @@ from tgpo_lab.studies.summary import BEGIN, END, summary, with_summary
 
 README = Path(__file__).parent.parent / "README.md"
 
+SETTINGS = {"steps": 45, "prompts_per_step": 8, "evaluate_every": 5}
+
 
 def store(folder, study: str, accuracies: dict[tuple[str, str], float], planned: int | None = None) -> Path:
     rows = [
         {"cell": f"{pair}/{label}/{seed}", "pair": pair, "label": label, "seed": seed, "accuracy_before": 0.04,
-         "test_accuracy": mean + 0.001 * (seed - 4.5), "config": '{"learning_rate": 0.0003}'}
+         "test_accuracy": mean + 0.001 * (seed - 4.5), "config": '{"learning_rate": 0.0003}',
+         "steps_to_50": 100 if label == "rkl" else 20}
         for (pair, label), mean in accuracies.items() for seed in range(10)
     ]  # fmt: skip
     place = folder / study
@@ -24,7 +27,7 @@ def store(folder, study: str, accuracies: dict[tuple[str, str], float], planned:
     pd.DataFrame(rows).to_parquet(place / "runs.parquet")
     for table in ("steps", "looks"):
         pd.DataFrame({"cell": []}).to_parquet(place / f"{table}.parquet")
-    about = {"runs_finished": len(rows), "runs_planned": planned or len(rows), "settings": {"steps": 45}}
+    about = {"runs_finished": len(rows), "runs_planned": planned or len(rows), "settings": SETTINGS}
     (place / "study.json").write_text(json.dumps(about))
     return folder
 
@@ -53,6 +56,14 @@ def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
     fragile, robust = text.split("With the robust teacher")
     assert "learning rate 0.0003" in fragile and "TGPO ends at 1.0 %" in fragile and "alone at 97.0 %" in fragile
     assert "TGPO ends at 88.0 %" in robust and "alone at 93.0 %" in robust
+
+
+def test_more_steps_are_told_with_their_number_and_with_when_half_was_right(tmp_path):
+    accuracies = {("far", "rkl"): 0.96, ("far", "tgpo"): 0.95, ("far", "grpo"): 0.05}
+    text = summary(store(tmp_path, "longer", accuracies))
+    assert "(45 steps, 8 prompts each): reverse KL ends at 96.0 % (" in text
+    assert "TGPO at 95.0 % (" in text and "GRPO at 5.0 % (" in text
+    assert "at step 100 with reverse KL and at step 20 with TGPO" in text and "every 5 steps" in text
 
 
 def test_the_readme_is_up_to_date():

@@ -123,7 +123,9 @@ for label in shown:
     print(f"{label:5} accuracy after the run: {after.mean():.2f}, from {after.min():.2f} to {after.max():.2f}")
 
 # %% [markdown]
-# Reverse KL and GRPO stay on the floor for all 45 steps. TGPO leaves it, and then wavers: single seeds fall back for a
+# Reverse KL and GRPO stay on the floor for all 45 steps. (With four times the steps and twice the prompts reverse KL leaves it,
+# too, at about step 100, and ends where TGPO ends; GRPO does not: study *longer* in [docs/findings.md](../docs/findings.md).)
+# TGPO leaves it, and then wavers: single seeds fall back for a
 # measurement or two, which makes its band wide. SFT leaves the floor sooner: here copying the teacher's own responses works
 # at least as well. Whether TGPO is *better*, and than what, is not settled by one picture ([10](10_a_fair_comparison.ipynb)).
 #

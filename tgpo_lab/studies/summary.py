@@ -10,17 +10,21 @@ from ..errors import InputError
 from .claims import LEVEL
 from .results import StudyResults, complete_results
 from .statistics import mean_interval, paired_comparison
-from .tables import SHARE, each_rate, interval_text, with_rate
+from .tables import SHARE, each_rate, interval_text, steps_text, with_rate
 
 BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end of findings -->"
 
 
 def summary(folder: Path) -> str:
-    """What the studies *headline* and *horizon* have shown, as Markdown; nothing of a study that is not complete."""
+    """What *headline*, *longer* and *horizon* have shown, as Markdown; nothing of a study that is not complete."""
     sentences = []
-    headline, horizon = (complete_results(name, folder) for name in ("headline", "horizon"))
+    headline, longer, horizon = (complete_results(name, folder) for name in ("headline", "longer", "horizon"))
     if headline is not None:
-        sentences += [_far(headline), _near(headline)]
+        sentences.append(_far(headline))
+    if longer is not None:
+        sentences.append(_far_longer(longer))
+    if headline is not None:
+        sentences.append(_near(headline))
     if horizon is not None:
         sentences.append(_fragile(horizon))
     return "\n".join(f"- {sentence}" for sentence in sentences) or "No study is complete yet."
@@ -48,6 +52,19 @@ def _far(results: StudyResults) -> str:
         f"**Far:** TGPO takes the student from {100 * runs['accuracy_before'].mean():.0f} % to "
         f"{_accuracy(runs, 'tgpo')} in {results.about['settings']['steps']} steps; from the same start {shown}. "
         f"{_standing(runs, 'tgpo', 'sft', 'SFT')}"
+    )
+
+
+def _far_longer(results: StudyResults) -> str:
+    """What never came in the steps of the headline, given more of them."""
+    runs, settings = results.runs[results.runs["pair"] == "far"], results.about["settings"]
+    half = {label: runs.loc[runs["label"] == label, "steps_to_50"] for label in ("tgpo", "rkl")}
+    steps = {label: steps_text(values) for label, values in half.items()}
+    return (
+        f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL "
+        f"ends at {_accuracy(runs, 'rkl')}, TGPO at {_accuracy(runs, 'tgpo')}, GRPO at {_accuracy(runs, 'grpo')}. Half "
+        f"of the answers were right at step {steps['rkl']} with reverse KL and at step {steps['tgpo']} with TGPO (medians, "
+        f"measured every {settings['evaluate_every']} steps)."
     )
 
 
