@@ -60,11 +60,11 @@ def _far_longer(results: StudyResults) -> str:
     runs, settings = results.runs[results.runs["pair"] == "far"], results.about["settings"]
     half = {label: runs.loc[runs["label"] == label, "steps_to_50"] for label in ("tgpo", "rkl")}
     steps = {label: steps_text(values) for label, values in half.items()}
+    ends = ", ".join(f"{name} at {_accuracy(runs, label)}" for name, label in (("TGPO", "tgpo"), ("GRPO", "grpo")))
     return (
-        f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL "
-        f"ends at {_accuracy(runs, 'rkl')}, TGPO at {_accuracy(runs, 'tgpo')}, GRPO at {_accuracy(runs, 'grpo')}. Half "
-        f"of the answers were right at step {steps['rkl']} with reverse KL and at step {steps['tgpo']} with TGPO (medians, "
-        f"measured every {settings['evaluate_every']} steps)."
+        f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL ends "
+        f"at {_accuracy(runs, 'rkl')}, {ends}. Half of the answers were right at step {steps['rkl']} with reverse KL "
+        f"and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} steps)."
     )
 
 
