@@ -62,8 +62,8 @@ def _far_longer(results: StudyResults) -> str:
     steps = {label: steps_text(values) for label, values in half.items()}
     ends = ", ".join(f"{name} at {_accuracy(runs, label)}" for name, label in (("TGPO", "tgpo"), ("GRPO", "grpo")))
     return (
-        f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL ends "
-        f"at {_accuracy(runs, 'rkl')}, {ends}. Half of the answers were right at step {steps['rkl']} with reverse KL "
+        f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL "
+        f"ends at {_accuracy(runs, 'rkl')}, {ends}. Half of the answers were right at step {steps['rkl']} with reverse KL "
         f"and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} steps)."
     )
 
