@@ -63,8 +63,8 @@ def _far_longer(results: StudyResults) -> str:
     ends = ", ".join(f"{name} at {_accuracy(runs, label)}" for name, label in (("TGPO", "tgpo"), ("GRPO", "grpo")))
     return (
         f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL "
-        f"ends at {_accuracy(runs, 'rkl')}, {ends}. Half of the answers were right at step {steps['rkl']} with reverse KL "
-        f"and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} steps)."
+        f"ends at {_accuracy(runs, 'rkl')}, {ends}. Half of the answers were right at step {steps['rkl']} with "
+        f"reverse KL and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} steps)."
     )
 
 
