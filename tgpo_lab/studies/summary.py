@@ -64,7 +64,8 @@ def _far_longer(results: StudyResults) -> str:
     return (
         f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL "
         f"ends at {_accuracy(runs, 'rkl')}, {ends}. Half of the answers were right at step {steps['rkl']} with "
-        f"reverse KL and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} steps)."
+        f"reverse KL and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} "
+        "steps)."
     )
 
 
