@@ -30,6 +30,9 @@ class TrainConfig:
     """bfloat16: the teacher's weights and the student's products; the student's weights stay float32."""
     gradient_checkpointing: bool = False
     """Compute the student's activations again in the backward pass instead of storing them."""
+    fused_kernels: bool = False
+    """Liger's kernels in the layers of the student, and of a teacher on a GPU that is not offloaded (needs the extra
+    liger, and a GPU)."""
 
     lora_rank: int = 0
     """Train adapters of this rank (LoRA, needs the extra lora) and freeze the student's own weights, which are then

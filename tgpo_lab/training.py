@@ -30,6 +30,7 @@ from .loop.stopping import StopRequest, full_memory_or_disk_told, refuse_non_fin
 from .loop.student_pass import StudentPasses
 from .methods import method_name
 from .metrics import metrics_frame
+from .models.fused_kernels import require_fused_kernels
 from .models.lora import require_peft, save_merged
 from .parallel.processes import Processes
 from .parallel.sharding import gathered, whole
@@ -72,6 +73,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     directory = Path(config.output)
     accelerator = tracking_accelerator(directory, config.trackers)
     processes = Processes(accelerator, f"To go on: tgpo-lab train --resume {directory}, with all processes.")
+    if config.fused_kernels:
+        require_fused_kernels(accelerator.device)
     keep_freed_memory()
 
     run = prepare(config, processes, accelerator.device, resume=resume)

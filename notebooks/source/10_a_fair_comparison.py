@@ -180,6 +180,35 @@ print(f"correlation over seeds {np.corrcoef(a, b)[0, 1]:+.2f}")
 # assumed; Student's t also takes the differences for normally distributed. There are 2¹⁰ = 1,024 ways to choose the signs
 # of ten differences. How many of them give a mean as far from zero as ours? Their share is the p-value of the **sign-flip
 # test**.
+#
+# With three differences, 0.3, 0.1 and −0.2, there are eight sign patterns. Their sums are ±0.6, ±0.4, ±0.2 and twice 0.0; ours
+# is 0.2. Six of the eight are at least as far from zero, ours among them: p = 6/8.
+
+# %% [markdown]
+# ### Exercise 10.1 · The sign-flip test
+#
+# *Difficulty 2 of 5 · 8 minutes.* Write a function that takes the differences (n,) and returns the two-sided p-value.
+#
+# <details><summary>Hint 1</summary><code>itertools.product([1, -1], repeat=n)</code> goes through all sign patterns.</details>
+# <details><summary>Hint 2</summary>The observed signs are one of the patterns and count. Rounding can make an equal mean a tiny
+# bit smaller: compare with a margin of 1e-12.</details>
+
+
+# %%
+def sign_flip(differences: np.ndarray) -> float:
+    """Two-sided p-value that paired differences have mean zero."""
+    ### BEGIN SOLUTION
+    patterns = np.array(list(itertools.product([1, -1], repeat=len(differences))))
+    means = (patterns * differences).mean(-1)
+    return float((np.abs(means) >= abs(differences.mean()) - 1e-12).mean())
+    ### END SOLUTION
+
+
+# %%
+check("10.1", sign_flip)
+
+# %% [markdown]
+# Our ten differences, and the means of all 1,024 patterns. Where do ours lie?
 
 # %%
 signs = np.array(list(itertools.product([1, -1], repeat=n)))  # (2^n, n)
@@ -195,29 +224,6 @@ for side in (-1, 1):
 axes.set(xlabel="mean difference in area, signs flipped (hundredths)", ylabel="sign patterns")
 axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
-
-# %% [markdown]
-# ### Exercise 10.1 · The sign-flip test
-#
-# *Difficulty 2 of 5 · 8 minutes.* Write a function that takes the differences (n,) and returns the two-sided p-value.
-#
-# <details><summary>Hint 1</summary>The observed signs are one of the patterns and count.</details>
-# <details><summary>Hint 2</summary>Rounding can make an equal mean a tiny bit smaller: compare with a margin of
-# 1e-12.</details>
-
-
-# %%
-def sign_flip(differences: np.ndarray) -> float:
-    """Two-sided p-value that paired differences have mean zero."""
-    ### BEGIN SOLUTION
-    patterns = np.array(list(itertools.product([1, -1], repeat=len(differences))))
-    means = (patterns * differences).mean(-1)
-    return float((np.abs(means) >= abs(differences.mean()) - 1e-12).mean())
-    ### END SOLUTION
-
-
-# %%
-check("10.1", sign_flip)
 
 # %% [markdown]
 # ## Twenty tests at once

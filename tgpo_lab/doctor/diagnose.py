@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from ..config import TrainConfig
 from ..errors import InputError
+from ..models.fused_kernels import require_fused_kernels
 from ..models.lora import require_peft
 from ..models.pairs import load_pair, load_tokenizer, pair_paths, require_room
 from ..tasks.prompts import load_prompts, training_and_held_out
@@ -62,6 +63,8 @@ def diagnose(
     try:
         if config.lora_rank:
             require_peft()
+        if config.fused_kernels:
+            require_fused_kernels(device)
         if config.teacher is None:
             student_path, teacher_path, own_prompts = pair_paths(config.student)
         else:

@@ -14,6 +14,7 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..methods import Method
 from ..metrics import MetricsLog
+from ..models.fused_kernels import fuse_layers
 from ..models.lora import add_adapters, load_adapters
 from ..models.pairs import Pair, load_model, load_pair, require_room
 from ..parallel.processes import Processes
@@ -95,6 +96,11 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         if config.lora_rank:
             add_adapters(pair.student, config.lora_rank, config.lora_alpha, config.seed)
     student = pair.student
+    if config.fused_kernels:
+        fuse_layers(student, config.student)
+        # One that is offloaded, or on a CPU or nowhere, keeps its layers.
+        if pair.teacher.device.type == "cuda" and not config.teacher_offload:
+            fuse_layers(pair.teacher, config.teacher or pair.name)
     if config.gradient_checkpointing:
         # The old name warns from transformers 5.23 on, the new one is missing before.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable

@@ -29,6 +29,9 @@ from .texts import TextBatch, TextSource
 
 # A small model whose opening is told to be improbable would otherwise trade it against the rest.
 OPENING_WEIGHT = 0.1
+# From so many tokens on, the texts of a batch that are less than half as long go through the model by themselves. Below,
+# a second pass costs as much as the padding that it saves.
+LONG_TEXT = 128
 # Steps between measurements of a teacher that learns until it is reliable enough, and prefixes of each.
 RELIABILITY_EVERY, RELIABILITY_PREFIXES = 10, 128
 
@@ -166,7 +169,7 @@ def _train(
 
 
 def _loss(model: PreTrainedModel, batch: TextBatch, opening: Opening | None) -> torch.Tensor:
-    hidden = model.base_model(batch.tokens).last_hidden_state  # (B, L, H)
+    hidden = _hidden_states(model, batch)  # (B, L, H)
     predicts_next = batch.loss_mask[:, 1:]  # (B, L-1): the state at position t predicts token t+1
     logits = model.lm_head(hidden[:, :-1][predicts_next])  # (N, V)
     loss = F.cross_entropy(logits, batch.tokens[:, 1:][predicts_next])
@@ -179,6 +182,20 @@ def _loss(model: PreTrainedModel, batch: TextBatch, opening: Opening | None) -> 
         distance = logprobs[:, opening.token] - opening.logprob
         loss = loss + OPENING_WEIGHT * (distance.square() + too_probable.square()).mean()
     return loss
+
+
+def _hidden_states(model: PreTrainedModel, batch: TextBatch) -> torch.Tensor:
+    """(B, L, H); zeros where a short text's padding was left out."""
+    longest = batch.tokens.shape[1]
+    lengths = longest - batch.loss_mask.flip(1).int().argmax(1)  # (B,): a text ends where its loss does
+    short = lengths < longest / 2
+    if longest < LONG_TEXT or not short.any():
+        return model.base_model(batch.tokens).last_hidden_state
+    width = int(lengths[short].max())
+    apart = model.base_model(batch.tokens[short, :width]).last_hidden_state
+    rest = model.base_model(batch.tokens[~short]).last_hidden_state
+    back = torch.cat([short.nonzero(), (~short).nonzero()]).squeeze(1).argsort()
+    return torch.cat([F.pad(apart, (0, 0, 0, longest - width)), rest])[back]
 
 
 def _cosine_with_warmup(step: int, training: Pretraining) -> float:
