@@ -1,4 +1,4 @@
-"""Started by test_fused_kernels.py with TRITON_INTERPRET=1: logits and gradients of a model with and without kernels."""
+"""Started by test_fused_kernels.py, with TRITON_INTERPRET=1: logits and gradients with and without the kernels."""
 
 import sys
 

@@ -53,7 +53,8 @@ def fuse_layers(model: PreTrainedModel, name: str) -> None:
 
     if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
         raise InputError(
-            f"Liger has no kernels for {name}, whose architecture is {model.config.model_type}. Leave fused_kernels out."
+            f"Liger has no kernels for {name}, whose architecture is {model.config.model_type}. "
+            "Leave fused_kernels out."
         )
     # Liger also replaces the classes in the architecture's module, so that models made later would have its layers.
     module = sys.modules[type(model).__module__]

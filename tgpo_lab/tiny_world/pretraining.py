@@ -29,8 +29,8 @@ from .texts import TextBatch, TextSource
 
 # A small model whose opening is told to be improbable would otherwise trade it against the rest.
 OPENING_WEIGHT = 0.1
-# From so many tokens on, the texts of a batch that are less than half as long go through the model by themselves. Below,
-# a second pass costs as much as the padding that it saves.
+# From so many tokens on, texts of a batch that are less than half as long go through the model by themselves. Below, a
+# second pass costs as much as the padding that it saves.
 LONG_TEXT = 128
 # Steps between measurements of a teacher that learns until it is reliable enough, and prefixes of each.
 RELIABILITY_EVERY, RELIABILITY_PREFIXES = 10, 128
