@@ -129,12 +129,12 @@ def _imports(notebook) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("exercise", "message"),
-    [(exercise, message) for exercise in EXERCISES.values() for message in exercise.mistakes],
-    ids=lambda value: value.number if hasattr(value, "number") else value[:30],
+    ("exercise", "message", "wrong"),
+    [(exercise, *mistake) for exercise in EXERCISES.values() for mistake in exercise.wrong_functions()],
+    ids=lambda value: value[:30] if isinstance(value, str) else getattr(value, "number", ""),
 )
-def test_each_known_mistake_is_named(exercise, message):
-    result = check_function(exercise, exercise.mistakes[message])
+def test_each_known_mistake_is_named(exercise, message, wrong):
+    result = check_function(exercise, wrong)
     assert not result.passed
     assert result.message == message
 

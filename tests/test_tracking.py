@@ -3,9 +3,11 @@
 import importlib.util
 import json
 import re
+import sys
 
 import pytest
 import yaml
+from accelerate import Accelerator
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.errors import InputError
@@ -62,6 +64,30 @@ def test_trackers_are_checked_before_the_run(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match="wandb is not installed: pip install wandb"):
         TrainConfig(trackers=("wandb",))
+
+
+def test_a_tracker_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path):
+    (tmp_path / "trackio.py").write_text("import a_module_that_nobody_has\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "trackio", raising=False)
+    with pytest.raises(
+        InputError, match=r"trackio is installed, but cannot be imported \(ModuleNotFoundError: No module"
+    ):
+        TrainConfig(trackers=("trackio",))
+
+
+@needs_tensorboard
+def test_a_tracker_that_does_not_start_leaves_a_run_to_go_on_with(monkeypatch, tiny_config, tmp_path):
+    def no_login(*arguments, **options):
+        raise RuntimeError("api_key not configured")
+
+    config = tiny_config(tmp_path, steps=1, trackers=("tensorboard",))
+    with monkeypatch.context() as patched:
+        patched.setattr(Accelerator, "init_trackers", no_login)
+        with pytest.raises(InputError, match=r"does not start \(RuntimeError: api_key not .* train --resume"):
+            train(config, show_progress=False)
+    run = train(config.with_changes(trackers=()), resume=True, show_progress=False)
+    assert run.completed and len(run.metrics) == 2
 
 
 # ── Model card ───────────────────────────────────────────────────────────────────────────────────

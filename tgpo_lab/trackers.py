@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ PROJECT = "tgpo-lab"
 
 
 def require_trackers(names: tuple[str, ...]) -> None:
-    """Refuse trackers that are unknown or not installed.
+    """Refuse trackers that are unknown, not installed, or installed and broken.
 
     Raises:
         InputError: names the first one.
@@ -33,6 +34,13 @@ def require_trackers(names: tuple[str, ...]) -> None:
             raise InputError(f"Unknown tracker {name!r}: choose from {', '.join(INSTALL)}.")
         if importlib.util.find_spec(name) is None:
             raise InputError(f"The tracker {name} is not installed: {INSTALL[name]}.")
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a package raises that finds its own parts in other versions
+            raise InputError(
+                f"The tracker {name} is installed, but cannot be imported ({type(error).__name__}: {error}). "
+                f"Install it anew, or leave it out: {INSTALL[name]}."
+            ) from error
 
 
 def tracking_accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
@@ -48,14 +56,17 @@ def tracking_accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
 
 @contextmanager
 def tracked(
-    accelerator: Accelerator, run: str, settings: Mapping[str, object]
+    accelerator: Accelerator, folder: Path, settings: Mapping[str, object]
 ) -> Iterator[Callable[[dict[str, float]], None]]:
     """Start the trackers of an accelerator; gives a function that sends them a row, and ends them with the block.
 
     Args:
         accelerator: of :func:`tracking_accelerator`.
-        run: name of the run.
+        folder: of the run, which has its first checkpoint. Its name is the run's.
         settings: its configuration as plain values.
+
+    Raises:
+        InputError: a tracker does not start, for instance without a login.
     """
     if not accelerator.log_with:
         yield lambda row: None
@@ -63,8 +74,14 @@ def tracked(
     texts = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
-    name = {"name": run}
-    accelerator.init_trackers(PROJECT, texts, init_kwargs={"wandb": name, "trackio": name})
+    name = {"name": folder.name}
+    try:
+        accelerator.init_trackers(PROJECT, texts, init_kwargs={"wandb": name, "trackio": name})
+    except Exception as error:
+        raise InputError(
+            f"A tracker of this run does not start ({type(error).__name__}: {error}). Log in or set it to work "
+            f"offline, or choose other trackers, and go on: tgpo-lab train --resume {folder}"
+        ) from error
     try:
         yield lambda row: accelerator.log({k: v for k, v in row.items() if k != "step"}, step=int(row["step"]))
     finally:

@@ -8,6 +8,7 @@ token limit get no reward; by default one update is made per batch, so π_old is
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -117,10 +118,10 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     step, stopping, seconds_save = run.first_step, False, 0.0
     show_progress = show_progress and processes.is_first
     progress = TrainingProgress(method_name(method), step, config.steps, show_progress)
-    tracker = tracked(accelerator, directory.name, config.as_dict())
-    with full_memory_or_disk_told(directory), StopRequest() as stop, progress, tracker as track:
+    with full_memory_or_disk_told(directory), StopRequest() as stop, progress, ExitStack() as trackers:
         if not resume:
             save(0)  # from here on there is always a whole checkpoint to go back to
+        track = trackers.enter_context(tracked(accelerator, directory, config.as_dict()))
         while step < config.steps and not stopping:
             # For dropout, where a model has any: the one random choice that depends on the number of processes.
             torch.manual_seed(derived_seed(config.seed, "step", step) + processes.index)

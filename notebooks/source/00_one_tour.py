@@ -41,7 +41,7 @@ sns.set_theme(style="ticks", palette="colorblind")
 # | method | who writes | who judges | what is made more probable |
 # |---|---|---|---|
 # | SFT, supervised fine-tuning | the teacher | – | what the teacher wrote |
-# | GRPO, group relative policy optimisation | the student | the right answer | responses better than their group |
+# | GRPO, group relative policy optimisation | the student, several responses to each prompt: a group | the right answer | responses better than their group |
 # | reverse KL, on-policy; `rkl` in the figures | the student | the teacher, token by token | written tokens that the teacher likes more than the student does |
 # | TGPO, teacher-guided policy optimisation | the student | the right answer, and the teacher | as GRPO, and the token that the teacher would write at each place |
 
@@ -61,7 +61,7 @@ for name, model in (("student", pair.student), ("teacher", pair.teacher)):
         print(f"    {row['prompt']}{text}      (right: {row['answer']})")
 
 # %% [markdown]
-# The student is to become as good as its teacher. And it does not lack much. **Predict:** we write the teacher's first
+# The student is to become as good as its teacher. **Predict:** we write the teacher's first
 # token, `<think>`, for the student and let it go on by itself. How many sums does it get right?
 
 # %%
@@ -76,14 +76,15 @@ right = sum(text.rpartition("#")[2] == answer for text, answer in zip(texts, pro
 print(f"{right} of 64 right, for example {texts[0]}")
 
 # %% [markdown]
-# It *can* add. It only never begins like that. So one would think that learning from this teacher is easy.
+# It *can* add. It does not lack much; it only never begins like that. So one would think that learning from this teacher is easy.
 # ([02](02_a_task_a_teacher_a_student.ipynb))
 #
 # ## What the teacher says about the student's answer
 #
 # **On-policy distillation** lets the student write and the teacher judge every token. Below is one answer of the student.
 # The number is how much more probable the token is under the student than under the teacher, in nats: above 0 the
-# teacher disapproves. The last column is what the teacher would have written there, if that is another token.
+# teacher disapproves. The last column is what the teacher would have written there, if that is another token. (`␣` is a
+# space, `<eos>` the token that ends a response.)
 
 # %%
 (rollout,) = annotate(
@@ -99,14 +100,16 @@ for token in rollout.tokens:
 #
 # - **Reverse KL** uses the middle column: write this less. But less of what, and instead more of what? The number does not
 #   say. ([03](03_two_kls.ipynb), [04](04_the_gradient_of_reverse_kl.ipynb), [06](06_when_reverse_kl_fails.ipynb))
-# - **TGPO** uses the last column as well: at the place where *you* are, write *that*. ([08](08_tgpo.ipynb))
+# - **TGPO** uses the last column as well: at the place where *you* are, write *that*. This column is called **guidance**.
+#   ([08](08_tgpo.ipynb))
 #
 # ## Does it matter?
 #
 # Here are runs of a study that ships with this course: ten seeds of each method, the same prompts, the same number of
 # samples and updates, learning rates tuned with the same budget. GRPO learns from right and wrong answers alone
 # ([07](07_grpo.ipynb)); SFT copies responses that the teacher wrote by itself. Lines are means over the seeds, bands the 95 %
-# intervals of these means.
+# intervals of these means. Accuracy is measured on *held-out* prompts, on which nobody trained, and *sampled*: tokens are drawn
+# at random with the student's probabilities. (The 5 of 64 above were *greedy*, always the most probable token.)
 #
 # **Predict.** Which lines leave the floor?
 
@@ -131,13 +134,14 @@ for label in shown:
 #
 # ## And where the two are close?
 #
-# The same study on the pair *near*: its student begins with `<think>` about one time in four by itself.
+# The same study on the pair *near*: its student begins with `<think>` about one time in four by itself, and often opens it a
+# word or two later, as in ` the<think>`. So four of five of its responses are right from the start.
 
 # %%
 curves(study.steps[study.steps["pair"] == "near"], shown)
 
 # %% [markdown]
-# All four rise from the first steps on. Reverse KL is a few steps behind, and after fifteen they are hard to tell apart. A
+# All four rise from the first steps on; GRPO's line lies under TGPO's. Reverse KL is a few steps behind, and after fifteen they are hard to tell apart. A
 # student that is close to its teacher needs no guidance ([05](05_on_policy_distillation.ipynb)).
 #
 # ## Once, live
@@ -176,12 +180,27 @@ for name, run in live.items():
 #
 # ## The doubt
 #
-# TGPO asks the teacher at places where the teacher would never have been. Is it right there? For this pair it is: that was
-# measured. There is another teacher, right on every sum from scratch, that is lost on the student's words. We ask it about
-# the same kind of answer.
+# TGPO asks the teacher at places where the teacher would never have been. Is it right there? *Right* means: let the teacher go
+# on from there, and it ends at the right answer. Its single proposals need not be. The digits that it proposed above are
+# guesses, for it has not worked the sum out either. But after them it opens `<think>` and corrects itself:
+
+# %%
+begin = [*pair.encode(prompts["prompt"][:1])[0], *pair.tokenizer.encode(" the sum is #")]
+with torch.no_grad():
+    tokens = torch.tensor([begin])
+    for _ in range(60):
+        tokens = torch.cat([tokens, pair.teacher(tokens).logits[:, -1].argmax(-1, keepdim=True)], dim=1)
+text = pair.tokenizer.decode(tokens[0]).split(pair.tokenizer.eos_token)[0]
+print(f"{text}      (right: {prompts['answer'][0]})")
+
+# %% [markdown]
+# Such continuations were measured: from nearly every beginning that this student writes, this teacher gets to the right answer
+# ([02](02_a_task_a_teacher_a_student.ipynb)). There is another teacher, as good from scratch, that is lost on the student's
+# words. We ask it about the same kind of answer.
 
 # %%
 fragile = load_pair("far-fragile")
+print(f"this teacher from scratch: accuracy {evaluate(fragile, fragile.teacher, count=64).accuracy:.2f}")
 (rollout,) = annotate(
     fragile, fragile.student, prompts["prompt"][:1], prompts["answer"][:1], max_new_tokens=80, temperature=1.0
 )

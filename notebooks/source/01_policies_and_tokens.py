@@ -48,7 +48,7 @@ print("decoded again:", repr(tokenizer.decode(tokenizer.encode(response))))
 
 # %% [markdown]
 # Digits are tokens of their own, a word is one token and carries the space before it, and `<think>` is a single token
-# although it has seven letters. Decoding gives back the text to the letter.
+# although it has seven characters. Before a digit the space is a token by itself. Decoding gives back the text to the letter.
 #
 # There are a few tokens that are no text. Two matter to us: the one that ends a response, and the one that fills up
 # places where there is nothing.
@@ -110,7 +110,8 @@ print("the library draws the same tokens:", torch.equal(hit, drawn))
 
 # %% [markdown]
 # (In double precision, because the pieces of the thousands of other tokens are narrower than the rounding of a float32
-# near 1: in single precision a dart there may hit the neighbour.)
+# near 1: in single precision a dart there may hit the neighbour. That is so rare that below, for one response, single
+# precision will do.)
 #
 # A response is drawn token by token: read what is there, draw one, append it, until the end token comes or there are
 # enough. The next cell does just that. Then the library does it with the same random numbers. It reads only the new
@@ -248,10 +249,14 @@ plt.show()
 # its eyes. So the library makes the shift in one function, `models.policy.response_hidden_states`, and everything behind it
 # works with **aligned** tensors: row t of the logits is about token t of the response. Every loss in `tgpo_lab.losses`
 # expects them so.
+#
+# A **hidden state** is the model's vector of H numbers at a place, just before its last linear layer makes V logits of it.
+# `response_hidden_states` returns those that predict the N response tokens of a batch, row after row, without padding;
+# `project_to_vocabulary` makes logits of them. Here there is one row, so N = T.
 
 # %%
 with torch.no_grad():
-    hidden = response_hidden_states(model, rollouts)  # (N, H): one state for each response token
+    hidden = response_hidden_states(model, rollouts)  # (N, H)
     aligned = project_to_vocabulary(model, hidden).unsqueeze(0)  # (1, N, V)
 library = token_logprobs(aligned, rollouts.responses)  # (1, N)
 print(f"by hand {shifted.sum():.3f}   library {library.sum():.3f}")
@@ -261,7 +266,8 @@ print(f"by hand {shifted.sum():.3f}   library {library.sum():.3f}")
 #
 # *Difficulty 2 of 5 · 8 minutes.* Write a function that takes the logits of a forward pass over prompt and response,
 # (B, L, V) as the model gives them, the tokens (B, L) and the length P of the prompts, the same for all rows. It
-# returns the log-probability of every response token, (B, L − P).
+# returns the log-probability of every response token, (B, L − P). (`check` in the cell after it says whether it is right, and
+# names the likely mistake; it must stand in the last line of its cell.)
 #
 # <details><summary>Hint 1</summary>Of the L rows of logits, L − P are wanted: from place P − 1 to the last but
 # one.</details>

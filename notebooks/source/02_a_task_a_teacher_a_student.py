@@ -16,6 +16,7 @@ from itertools import combinations
 import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
+from IPython.display import Markdown
 
 from tgpo_lab import evaluate, load_pair, measure_pair
 from tgpo_lab.diagnostics.pair_card import card_markdown
@@ -189,11 +190,12 @@ print(f"teacher {taught.accuracy:.2f}, {taught.length:.0f} tokens a response")
 # one? That is **pass@k**.
 #
 # Take n samples of which c are right. Draw k of the n without putting back: the share of such draws that contain a
-# right one is an unbiased estimate of pass@k,
+# right one is an estimate of pass@k that is right on average (*unbiased*),
 #
 # $$\widehat{\text{pass@}k}=1-\binom{n-c}{k}\Big/\binom{n}{k}.$$
 #
-# With 6 samples of which 2 are right, and k = 3, all draws can be listed:
+# (1 − (1 − c/n)ᵏ, which puts every sample back before the next is drawn, is too low on average.) With 6 samples of which 2 are
+# right, and k = 3, all draws can be listed:
 
 # %%
 marks = [True, False, False, True, False, False]
@@ -253,6 +255,7 @@ by_formula = sum(1 - math.comb(64 - c, 8) / math.comb(64, 8) for c in right_samp
 print(f"pass@8 of far: by the formula {by_formula:.4f}, library {many['far'].pass_at_k(64, 8):.4f}")
 
 # %% [markdown]
+# *far* even lies above *mid* at k = 64; with 64 prompts that is noise, for each of the two has a standard error of 0.03 to 0.04.
 # So much for the answers. And the way to them?
 
 # %%
@@ -283,7 +286,8 @@ print(f"64 tickets with that chance: at least one wins with probability {1 - (1 
 
 # %% [markdown]
 # A bell around the right sum. The student guesses the size of the number, and now and then the guess is right. Sample
-# often enough and one guess will be: 64 tickets of a lottery with this chance do about as well as the curve above.
+# often enough and one guess will be: 64 tickets of a lottery with this chance do about as well as the curve above (about: here
+# all prompts are given one chance).
 #
 # So a reward finds something among 64 samples for most prompts, and what it finds are lucky guesses. The teacher's way,
 # which is right every time, does not occur among them.
@@ -322,32 +326,37 @@ with torch.no_grad():
 # Now we write it for the student: after each prompt the token `<think>` is put, and the student goes on greedily by
 # itself.
 #
-# **Predict.** The accuracy of *far* was 0.05 greedily. What will it be? (0.05 is of the 128 prompts used here. Other notebooks
-# count other numbers of prompts and get from 0.05 to 0.11 for the same student: with 128 prompts such a share has a standard
-# error of two hundredths or so.)
+# **Predict.** [00](00_one_tour.ipynb) did so with *far*, whose accuracy by itself is 0.05 greedily. What will it be for *mid*? And
+# the other way round: if ` the` is written for the *teacher*, the student's first token, what is left of its accuracy? (0.05 is
+# of the 128 prompts used here. Other notebooks count other numbers of prompts and get from 0.05 to 0.11 for the same student:
+# with 128 prompts such a share has a standard error of two hundredths or so.)
+
 
 # %%
-forced = sample_responses(
-    pair.student,
-    [[*ids, think] for ids in prompts],
-    80,
-    pair.end_tokens,
-    pair.pad_token,
-    temperature=0.0,
-)
-right = [
-    marked_answer("<think>" + text, answer) if finished else 0.0
-    for text, answer, finished in zip(forced.texts(tokenizer), test["answer"], forced.finished, strict=True)
-]
-print(test["prompt"][0] + "<think>" + forced.texts(tokenizer)[0])
-print(f"as it is {greedy['far'].accuracy:.2f}   after <think> {sum(right) / count:.2f}")
+def accuracy_after(model, opening: str) -> float:
+    """Share of right answers if ``opening`` is written for the model, and it goes on greedily."""
+    opened = [[*ids, *tokenizer.encode(opening)] for ids in prompts]
+    forced = sample_responses(model, opened, 80, pair.end_tokens, pair.pad_token, temperature=0.0)
+    right = [
+        marked_answer(opening + text, answer) if finished else 0.0
+        for text, answer, finished in zip(forced.texts(tokenizer), test["answer"], forced.finished, strict=True)
+    ]
+    print(f"   {test['prompt'][0]}{opening}|{forced.texts(tokenizer)[0]}")
+    return sum(right) / count
+
+
+for name in ("far", "mid"):
+    after = accuracy_after(pairs[name].student, "<think>")
+    print(f"{name}: as it is {greedy[name].accuracy:.2f}, after <think> {after:.2f}")
+print(f"teacher: as it is {taught.accuracy:.2f}, after “ the” {accuracy_after(pair.teacher, ' the'):.2f}")
 library = continue_from(
     pair, pair.student, prompts, [[think]] * count, test["answer"], max_new_tokens=80, reward="marked_answer"
 )
-print(f"library: after <think> {sum(library) / count:.2f}")
+print(f"library: far after <think> {sum(library) / count:.2f}")
 
 # %% [markdown]
-# The student can add. It was taught both styles, and then made to hardly ever open the second one. What separates it
+# The students can add. The teacher finishes the terse answer that was begun for it, wrongly, and then works the sum out after
+# all: forced into the student's words, it loses nothing. The student was taught both styles, and then made to hardly ever open the second one. What separates it
 # from the teacher is one decision at the start, and that decision is hardly ever among its samples. Such a skill, there
 # but not used, is called **latent**; training has to elicit it.
 
@@ -355,10 +364,10 @@ print(f"library: after <think> {sum(library) / count:.2f}")
 # ## How far apart are the two?
 #
 # We let the *student* write and both models read what it wrote. First, one response, token by token. The difference
-# $d_t=\log\pi_\theta(y_t)-\log\pi_T(y_t)$ says how much more probable the token is under the student, πθ, than under
-# the teacher, πT, in nats; and next to it stands the token that the teacher finds most probable there.
+# $d_t=\log\pi_\theta(y_t)-\log\pi_T(y_t)$ says how much more probable the token is under the student, πθ (θ stands for its
+# parameters), than under the teacher, πT, in nats; and next to it stands the token that the teacher finds most probable there.
 #
-# **Predict.** A wrong answer in the student's style: which of its tokens will the teacher reject?
+# **Predict.** The answer is wrong, and 00 showed where the teacher is loud. Will it also reject the wrong *digits*?
 
 # %%
 rollouts = sampled["far"].rollouts
@@ -387,8 +396,9 @@ for place in range(int(rollouts.lengths[0])):
 #
 # Now all responses. A few numbers say how far apart the two policies are **on what the student writes**. A token counts
 # as *rejected* if d is above a threshold; the course takes 4 nats, a factor of 55. The two *agree* at a place if they
-# have the same most probable token there. And there are two **KL divergences**, the mean of the log-ratio of two
-# distributions over the vocabulary under one of them; [03](03_two_kls.ipynb) is about their difference.
+# have the same most probable token there. And there are two **KL divergences**. KL(p‖q) = Σ_v p(v) log(p(v)/q(v)) is the mean
+# of log p/q over tokens drawn from p. With p the student it is called *reverse*, with p the teacher *forward*;
+# [03](03_two_kls.ipynb) is about their difference.
 
 # %%
 by_hand = {
@@ -440,12 +450,14 @@ check("02.3", rejected_share)
 
 # %%
 card = measure_pair(pair, count=count)
-print(card_markdown(card).split("\n", 2)[2])
+Markdown(card_markdown(card).split("\n", 2)[2])
 
 # %% [markdown]
 # KL, rejected tokens and agreement are the numbers that were computed by hand. The line on *reliability* answers
-# another question: from a beginning that the student wrote, how often does the teacher get to the right answer? Here it
-# always does. Much hangs on this, and [09](09_is_the_teacher_right.ipynb) is about it.
+# another question: after so many tokens of the student's response (the *depth*), how often does the teacher get to the right
+# answer from there? Here it always does. That is another thing than always *proposing* the right token: a digit that it
+# proposed above was wrong. What it does when it goes on, you saw after ` the`: it writes a wrong sum and then works
+# it out. Much hangs on this, and [09](09_is_the_teacher_right.ipynb) is about it.
 #
 # Each shipped pair has its card beside it. Side by side:
 
@@ -464,9 +476,10 @@ for title, key in rows.items():
     print(f"{title:22}" + "".join(f"{entry[key]:8.2f}" for entry in cards.values()))
 
 # %% [markdown]
-# Look at *mid* and *far*. Reverse KL, rejected tokens and agreement hardly tell them apart, since these are means over
-# what the student writes now, and both write the same terse answers. What differs by four nats, a factor of about 55,
-# is how often sampling opens the teacher's way. No single number says how far apart two policies are.
+# Look at *mid* and *far*. KL(student‖teacher), rejected tokens and agreement hardly tell them apart, since these are means over
+# what the student writes now, and both write the same terse answers. KL(teacher‖student) does by one nat, because it is weighed
+# by what the teacher would write. What differs by four nats, a factor of about 55, is how often sampling opens the teacher's
+# way. No single number says how far apart two policies are.
 #
 # There is a fourth pair, *far-fragile*: the student of *far* with a teacher that is not reliable. It waits for 09.
 #
@@ -476,7 +489,7 @@ for title, key in rows.items():
 # `<think>` was then set to a wanted value. *far* was designed until TGPO ([08](08_tgpo.ipynb)) learned and reverse KL
 # did not, on one seed. At −9 nats, which is *mid* now, reverse KL and rewards alone learned it too, only later than
 # TGPO. And in an earlier version, in which the words that neither style uses were as probable as the teacher's opening, TGPO failed too. So
-# those words were made rarer; [06](06_when_reverse_kl_fails.ipynb) shows what hangs on the runner-up. A result on *far* shows that such a situation exists, and not how common it is. Keep that in mind for everything that
+# those words were made rarer; [06](06_when_reverse_kl_fails.ipynb) shows what hangs on the runner-up, the token that gains most when the student's own is pushed down. A result on *far* shows that such a situation exists, and not how common it is. Keep that in mind for everything that
 # follows.
 
 # %% [markdown]
@@ -484,9 +497,9 @@ for title, key in rows.items():
 #
 # | equation | in the library |
 # |---|---|
-# | r(x, y) ∈ {0, 1} | `tasks.rewards.marked_answer`, for rollouts `tasks.rewards.score` |
+# | r(x, y) ∈ {0, 1} | `tasks.rewards.marked_answer`, for all rollouts of a batch `tasks.rewards.score` |
 # | 1 − C(n − c, k)/C(n, k) | `Evaluation.pass_at_k`, from `evaluate(…, samples_per_prompt=n)` |
-# | d_t = log πθ(y_t) − log πT(y_t) | `losses.sampled_kl(…, "k1")` |
+# | d_t = log πθ(y_t) − log πT(y_t) | `losses.sampled_kl(…, "k1")`: comes in [04](04_the_gradient_of_reverse_kl.ipynb) |
 # | divergence and reliability of a pair | `measure_pair`, `diagnostics.pair_card.card_markdown` |
 #
 # - A reward must hold against responses that were made to fool it; text is compared and never evaluated.

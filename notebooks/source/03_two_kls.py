@@ -30,7 +30,8 @@ sns.set_theme(style="ticks", palette="colorblind")
 # \qquad\qquad \text{reverse}\quad \mathrm{KL}(\pi_\theta\|\pi_T)=\sum_v \pi_\theta(v)\,\log\frac{\pi_\theta(v)}{\pi_T(v)}$$
 #
 # The only difference is who holds the pen: forward KL weighs every token by how often the *teacher* writes it, reverse
-# KL by how often the *student* does.
+# KL by how often the *student* does. *Forward* is the usual direction: the data hold the pen, here the teacher, as they do in
+# cross-entropy, which is the forward KL plus the entropy of the data. *Reverse* has the two swapped.
 
 # %%
 tokens = ["<think>", "4", "7", "1", "+", "…"]
@@ -62,8 +63,8 @@ print(f"sum      forward {forward_parts.sum():+.3f}   reverse {reverse_parts.sum
 # almost no part: the student gives it 0.001, so it is weighed by 0.001. What the reverse KL is made of is everything
 # the student *does* write and the teacher would not.
 #
-# The library computes both from logits, for all positions of a batch at once. Letters for shapes stand in
-# `tgpo_lab.losses`: B rows, T positions, V tokens. Here B and T are 1.
+# The library computes both from logits, for all positions of a batch at once. The letters are those of
+# [01](01_policies_and_tokens.ipynb): B rows, T positions, V tokens. Here B and T are 1.
 
 # %%
 student_logits, teacher_logits = student.log().view(1, 1, -1), teacher.log().view(1, 1, -1)  # (1, 1, V)
@@ -74,12 +75,17 @@ print(
 )
 
 # %% [markdown]
-# Now with distributions to drag. (A saved page shows a table in place of the sliders.) **Try.** Push the student's weight on
-# the token that the teacher wants towards zero: which of the sums keeps growing, and which one hardly notices? Then
-# the other way round: give weight to a token that the teacher never writes.
+# Now with distributions to drag, over four tokens. (A saved page shows a table in place of the sliders.) **Try.** Token 4 is the one
+# that the teacher wants: push *student 4* all the way to the left. Which of the sums keeps growing, and which one hardly
+# notices? Then the other way round: put *student 4* back, and push *teacher 1* to the left, the student's favourite.
 
 # %% tags=["nbval-ignore-output"]
 kl_panel()
+
+# %% [markdown]
+# With *student 4* at the left end the forward sum has doubled, from 3.6 to 7.3 nats, and the reverse one has hardly moved, from 3.3
+# to 3.4: the token is weighed by the student, who does not write it. With *teacher 1* at the left end it is the reverse sum that
+# grew, from 3.3 to 8.1, and the forward one that stayed (3.6 and 3.8).
 
 # %% [markdown]
 # ### Exercise 03.1 · Both KLs from logits
@@ -207,8 +213,10 @@ axes.legend(frameon=False, loc="lower right")
 plt.show()
 
 # %% [markdown]
-# Forward KL ends near the grid's best, across both peaks. Reverse KL stays on the peak where it started. From there it cannot know of the other one: it is weighed by the
-# student's own probabilities, and those are almost zero at the other peak. Keep this picture. The whole course is about
+# Forward KL ends near the grid's best, across both peaks. Reverse KL stays on the peak where it started. From there it cannot know
+# of the other one: it is weighed by the student's own probabilities, and those are almost zero at the other peak. On the right
+# peak the divergence is −log 0.4 = 0.92 nats, on the left one −log 0.6 = 0.51; the right one is worse, and still every small
+# step away from it raises the loss. Keep this picture. The whole course is about
 # a student that starts on the wrong peak.
 
 # %% [markdown]
@@ -221,8 +229,11 @@ plt.show()
 # \frac{\partial\,\mathrm{KL}(\pi_\theta\|\pi_T)}{\partial z_v}
 # =\pi_\theta(v)\Big(\log\tfrac{\pi_\theta(v)}{\pi_T(v)}-\mathrm{KL}(\pi_\theta\|\pi_T)\Big)$$
 #
-# The second has $\pi_\theta(v)$ in front of everything. A token that the student gives e⁻⁹ gets about e⁻⁹ times a dozen nats:
-# the nine of its own distance, and the KL, about three here.
+# (For the second: $\partial\pi_\theta(u)/\partial z_v=\pi_\theta(u)(1[u=v]-\pi_\theta(v))$, and what the logarithm's own
+# derivative adds is 1 for every token, which cancels.)
+#
+# It has $\pi_\theta(v)$ in front of everything. Take `<think>` at e⁻⁹: its log-ratio is about −9 and the KL about 3, so the
+# bracket is −12 and the gradient −12·e⁻⁹ ≈ −0.0015. Descent raises the logit by that little.
 
 # %% [markdown]
 # ### Exercise 03.2 · The gradient of reverse KL, written down

@@ -57,6 +57,7 @@ def exact_reverse_kl(student_logits: torch.Tensor, teacher_logits: torch.Tensor)
 
 logits = student.clone().requires_grad_()
 (wanted,) = torch.autograd.grad(exact_reverse_kl(logits, teacher), logits)
+# These logits are logarithms of probabilities already, so log_softmax would change nothing here.
 by_formula = student.exp() * (student - teacher - exact_reverse_kl(student, teacher))
 show(by_autograd=wanted, by_formula=by_formula)
 
@@ -165,7 +166,8 @@ show(
 # The slope of k1 is 1.
 #
 # So the better estimate of a number need not be the better loss. For *measuring* the reverse KL, k1 and k3 are right on
-# average, and k2 is not:
+# average, and k2 is not. (For k3: the mean of $e^{-d}=\pi_T/\pi_\theta$ under πθ is $\sum\pi_T=1$, so what is added to d has the
+# mean 0.)
 
 # %%
 for name, loss in (("k1", log_ratio), ("k2", k2), ("k3", k3)):
@@ -245,8 +247,9 @@ plt.show()
 # the one that counts.
 #
 # The library has the policy gradient in two functions, on aligned (B, T) log-probabilities, and the exact divergence in
-# one. (`policy_gradient_loss` also takes the log-probabilities from the time of sampling, for batches that are used for
-# more than one update, and clips the change since then. Here nothing has changed yet, and it makes no difference.)
+# one. (`policy_gradient_loss` takes log-probabilities now, those from the time of sampling, advantages and mask. The second is
+# for batches that are used for more than one update: the change since then is clipped. Here nothing has changed yet, and it
+# makes no difference.)
 # Token by token with the library's functions, and weighed as before:
 
 
@@ -297,7 +300,7 @@ check("04.1", score_function_gradient)
 # %% [markdown]
 # ### Exercise 04.2 · Does this loss listen to the teacher?
 #
-# *Difficulty 4 of 5 · 15 minutes.* You are given a loss of one sampled token, `loss(student_logits, teacher_logits,
+# *Difficulty 3 of 5 · 10 minutes.* You are given a loss of one sampled token, `loss(student_logits, teacher_logits,
 # token)`, a student and two teachers, logits (V,) each. Return True if the loss teaches something about the teacher: if
 # its expected gradient is another one for the second teacher. Return False if it is the same, also where the loss
 # itself has another value.
@@ -379,7 +382,8 @@ bound = [(0.0999 / torch.exp(-nats)).log().item() for nats in distances]  # δ: 
 figure, axes = plt.subplots(figsize=(6.5, 3))
 axes.plot(distances, [noise for _, noise in plain], "-", label="noise of one sample")
 axes.plot(distances, [mean for mean, _ in plain], "--", label="length of the expected gradient")
-axes.plot(distances[3:], bound[3:], ":", color="0.4", label="least |d| of a rejected token, log(δ/ε)")
+far_enough = slice(3, None)  # nearer than 4 nats ε is above δ, and the bound says nothing
+axes.plot(distances[far_enough], bound[far_enough], ":", color="0.4", label="least |d| of a rejected token, log(δ/ε)")
 axes.set(xlabel="−log ε (nats)", ylabel="gradient, or |d| (nats)", yscale="log", ylim=(0.05, 50))
 axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
@@ -404,14 +408,13 @@ print(f"expected pull on the logit of <think> at 15 nats: {pull:.3f}")
 # %% [markdown]
 # ## A baseline
 #
-# If every token is told "no" with about the same force, subtract that force: use $d-b$ with one number b for all
-# tokens, a **baseline**. It changes nothing on average, for
+# Use $d-b$ in place of d, with one number b for all tokens: a **baseline**. It changes nothing on average, for
 #
 # $$\sum_v\pi_\theta(v)\;b\;\nabla\log\pi_\theta(v)=b\cdot 0=0.$$
 #
 # This is the fact that made k1 useless as a loss. Here it is a gift.
 #
-# **Predict.** Which b takes away most of the noise? What will be left of it?
+# **Predict.** Every token is told "no" with about the same force. Which b takes away most of the noise? What will be left of it?
 
 # %%
 nats = torch.tensor(15.0, dtype=torch.float64)
@@ -452,8 +455,8 @@ print(f"at 30 nats: noise {plain[-1][1]:.1f} without, {helped[-1][1]:.1f} with t
 
 # %% [markdown]
 # Most of the noise is gone, and what remains grows far more slowly. (It still grows: `<think>`, once drawn, is far from
-# the mean.) The reverse-KL policy gradient that this course compares with, `rkl`, has no baseline, as the method it
-# stands for is defined without one.
+# the mean.) The reverse-KL policy gradient that this course compares with, `rkl`, has no baseline: it stands for the paper's
+# OP-Distill, which is defined without one.
 #
 # ### Exercise 04.3 · The best baseline
 #
@@ -518,7 +521,8 @@ print(f"at e^−13: {needed['b = mean of d'][9]:,.2g} samples with a baseline, {
 # The surprise is the other one: *without* a baseline fewer samples are needed, 25 times fewer at e⁻⁴ and still five times
 # fewer at e⁻¹³. Was the baseline a gift or not? Without it every "no" to a drawn token raises all the others a little, each by
 # its probability, and `<think>` among them. That is a pull in the right direction, and it is not knowledge about `<think>`: a
-# worthless token of the same probability gets the same.
+# worthless token of the same probability gets the same from those draws. Only once it is drawn itself is it told "no" too, and
+# for that one waits 1/πθ samples again.
 #
 # This is the same wall as in [03](03_two_kls.ipynb): there the exact gradient had πθ in front, here the samples are
 # drawn from πθ. The teacher is asked only about what the student has already said.
@@ -531,7 +535,7 @@ print(f"at e^−13: {needed['b = mean of d'][9]:,.2g} samples with a baseline, {
 # | k1 = d, k2 = ½d², k3 = e^−d − 1 + d | `losses.sampled_kl` |
 # | A = log πT(y) − log πθ(y), detached | `losses.reverse_kl_advantage` |
 # | −A · log πθ(y) | `losses.policy_gradient_loss` |
-# | ½d², differentiated | `losses.kdrl_loss` |
+# | ½d², differentiated | `losses.kdrl_loss`, named after the method of [10](10_a_fair_comparison.ipynb) that uses it |
 # | Σ_v πθ (log πθ − log πT), differentiated | `losses.reverse_kl` |
 #
 # - k1 as a loss has an expected gradient of zero, without the teacher in it. k2 as a loss gives reverse KL, k3 forward

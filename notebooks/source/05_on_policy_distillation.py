@@ -36,7 +36,7 @@ colors = sns.color_palette("colorblind")
 # ## What the near pair is
 #
 # The student of *near* opens its response as its teacher does about one time in four, with `<think>`, and tries a direct
-# answer first otherwise. (One in four is the mean probability over many prompts; 128 samples, as below, give one in five or so.) We measure how often it is right: greedily (the most probable token each time) and sampled.
+# answer first otherwise. We measure how often it is right: greedily (the most probable token each time) and sampled.
 
 # %%
 pair = load_pair("near")
@@ -261,8 +261,8 @@ plt.show()
 
 # %% [markdown]
 # The divergence from the teacher falls, and the share of right responses rises, though neither loss has ever seen an
-# answer. The curve of the right-hand side is uneven: each of its points is 64 responses to 8 prompts, and other prompts
-# each time. Held-out prompts give a steadier number:
+# answer. Both curves are uneven: each point is 64 responses to 8 prompts, and other prompts each time. Held-out prompts give a
+# steadier number:
 
 # %% tags=["nbval-ignore-output"]
 for name, student in (("before", pair.student), ("sampled", sampled_student), ("exact", exact_student)):
@@ -275,9 +275,10 @@ for name, student in (("before", pair.student), ("sampled", sampled_student), ("
 
 # %% [markdown]
 # What has changed is how a response begins. The student now nearly always works the sum out at once, as its teacher
-# does, and hardly ever tries a direct answer first. The two losses go almost the same way: in expectation over the drawn
-# token their gradients are equal at each position ([04](04_the_gradient_of_reverse_kl.ipynb)), and a batch has thousands
-# of positions over which the noise of the draw averages out.
+# does, and hardly ever tries a direct answer first. The two losses go almost the same way. In expectation over the drawn
+# token their gradients are equal at each position ([04](04_the_gradient_of_reverse_kl.ipynb)). Most of the signal sits in the
+# 64 first tokens of a batch, and that is enough here because this student opens both ways often. Both runs also use the same
+# prompts and random numbers.
 #
 # ## What is the loss divided by?
 #
@@ -303,8 +304,7 @@ packings = {
 }
 for name, packing in packings.items():
     means = [per_token[part][mask[part]].mean() for part in packing]
-    one_normalizer = [masked_sum(per_token[part], mask[part], normalizer=int(mask.sum())) for part in packing]
-    print(f"{name}   mean of means {torch.stack(means).mean():.2f}   one normaliser {sum(one_normalizer):.2f}")
+    print(f"{name}   mean of means {torch.stack(means).mean():.2f}")
 
 # %% [markdown]
 # The same batch, the same student, and a loss that depends on how rows were put together. In a mean of means a token of
@@ -319,7 +319,7 @@ for name, packing in packings.items():
 #
 # *Difficulty 2 of 5 · 10 minutes.* Write a function that takes losses per token and their mask, both (B, T), and the
 # micro-batches as a list of row numbers each. It returns a list with one loss for each micro-batch. Their *sum* must be
-# the mean over all response tokens of the batch.
+# the mean over all response tokens of the batch. The check differentiates the losses, too.
 #
 # <details><summary>Hint 1</summary><code>masked_sum(values, mask, normalizer)</code> adds up what is unmasked and
 # divides by the normaliser; without one it divides by the number of unmasked positions of this call.</details>
@@ -340,10 +340,15 @@ def micro_batch_losses(
 # %%
 check("05.2", micro_batch_losses)
 
+# %%
+for name, packing in packings.items():
+    parts = [masked_sum(per_token[part], mask[part], normalizer=int(mask.sum())) for part in packing]
+    print(f"{name}   one normaliser {sum(parts):.2f}")
+
 # %% [markdown]
 # ## The same with real gradients
 #
-# The batch from above, once as a whole and once in micro-batches of at most 800 tokens. Prompts and padding count in these 800,
+# The batch of step 1, once as a whole and once in micro-batches of at most 800 tokens. Prompts and padding count in these 800,
 # so fewer of them are response tokens. The library puts rows of similar length together, so that little padding is computed.
 #
 # **Predict.** How far from the gradient of the whole batch is the accumulated one, as a share of its length: with one
@@ -376,8 +381,9 @@ for name, own_normalizer in (("one normaliser", False), ("mean of means", True))
 # ## More than one update from a batch
 #
 # Sampling is expensive, so a batch is often used several times. After the first update the student is not the one that
-# wrote the batch any more. The ratio ρ = πθ(y_t)/π_old(y_t) corrects for that, and PPO's clip takes away the reason to
-# drive it far from 1:
+# wrote the batch any more. The ratio ρ = πθ(y_t)/π_old(y_t) corrects for that, and a clip takes away the reason to
+# drive it far from 1. (It comes from PPO, proximal policy optimisation. The loss is called a *surrogate*, since it stands in for
+# the objective that one means.)
 #
 # $$L_t=-\min\big(\rho A,\ \mathrm{clip}(\rho,\,0.8,\,1.2)\,A\big)$$
 #
@@ -400,7 +406,9 @@ def reuse(clip, updates=8):
         ratio = (logprobs.detach() - old).exp()
         outside.append(((ratio < 0.8) | (ratio > 1.2)).float().mean().item())
         advantage = teacher_logprobs[None] - old
-        loss = policy_gradient_loss(logprobs, old, advantage, everywhere[None], clip, clip)
+        loss = policy_gradient_loss(
+            logprobs, old, advantage, everywhere[None], clip, clip
+        )  # the clip below and above 1
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
@@ -412,8 +420,9 @@ def reuse(clip, updates=8):
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
 ratios = torch.linspace(0.5, 1.5, 101)
 for sign, line in ((1.0, "-"), (-1.0, "--")):
-    curve = torch.minimum(ratios * sign, ratios.clamp(0.8, 1.2) * sign)
-    left.plot(ratios, -curve, line, label=f"A = {sign:+.0f}")
+    one, old = torch.ones(1, 1), torch.zeros(1, 1)
+    curve = [policy_gradient_loss(ratio.log().view(1, 1), old, sign * one, one, 0.2, 0.2) for ratio in ratios]
+    left.plot(ratios, curve, line, label=f"A = {sign:+.0f}")
 left.set(xlabel="ratio ρ = πθ/π_old", ylabel="loss of the token")
 left.legend(frameon=False)
 for name, clip, line, marker in (("clip 0.2", 0.2, "-", "o"), ("no clip", float("inf"), "--", "s")):
@@ -438,7 +447,7 @@ plt.show()
 # ### Exercise 05.3 · The clipped surrogate
 #
 # *Difficulty 3 of 5 · 10 minutes.* Write the mean of $L_t$ over the unmasked tokens, for log-probabilities of the student
-# now and when it sampled.
+# now and when it sampled. The check differentiates it by the student's log-probabilities now.
 #
 # <details><summary>Hint 1</summary>The ratio is the <code>exp()</code> of a difference of log-probabilities.</details>
 # <details><summary>Hint 2</summary>The smaller of the two products, for either sign of the advantage; then the minus
@@ -470,7 +479,7 @@ check("05.3", clipped_loss)
 output = Path("../runs/notebooks/05")
 shutil.rmtree(output, ignore_errors=True)
 config = TrainConfig.preset(
-    "tiny",
+    "tiny",  # settings for these small models; what is not named below is theirs
     "rkl",
     student="near",
     steps=STEPS,
@@ -478,7 +487,7 @@ config = TrainConfig.preset(
     learning_rate=1e-4,
     evaluate_every=7,
     evaluation_temperature=1.0,
-    gradient_terms_every=0,
+    gradient_terms_every=0,  # do not measure the gradients of a loss's terms apart: there is one term
     output=str(output),
 )
 result = train(config, show_progress=False)

@@ -64,13 +64,14 @@ for name in ("near", "far"):
 # %% [markdown]
 # The student of *far* can do it. It only has to begin.
 #
-# **Predict.** You put this pair into the loop of 05. What reward does the first token of a response get, the last one, and
-# those between? Which token would have to be rewarded so that the student begins as its teacher does?
+# **Predict.** You put this pair into the loop of 05. By how many nats is the first token of a response rejected, and by how many
+# the last one? Which token would have to be praised so that the student begins as its teacher does?
 #
 # ## What the teacher says to each token
 #
-# 256 responses of each student, and the reward of every token, log πT(y_t) − log πθ(y_t). Below −4 nats we call a token
-# *rejected*, as the library does: the teacher gives it less than a fiftieth of the student's probability.
+# 256 responses of each student, and the advantage of every token, log πT(y_t) − log πθ(y_t). (The paper calls it the token's
+# reward. *Reward* is kept here for right and wrong answers.) Below −4 nats we call a token *rejected*, as the library does: the
+# teacher gives it less than a fiftieth of the student's probability.
 
 
 # %%
@@ -80,7 +81,7 @@ def logits_of(model, rollouts):
     return project_to_vocabulary(model, response_hidden_states(model, rollouts), size)
 
 
-rollouts, student_logits, teacher_logits, tokens, place, reward = {}, {}, {}, {}, {}, {}
+rollouts, student_logits, teacher_logits, tokens, place, advantage = {}, {}, {}, {}, {}, {}
 for name, pair in pairs.items():
     rollouts[name] = sample_responses(
         pair.student,
@@ -96,7 +97,7 @@ for name, pair in pairs.items():
     teacher_logits[name] = logits_of(pair.teacher, rollouts[name])
     tokens[name] = rollouts[name].responses[rollouts[name].mask]  # (N,)
     place[name] = rollouts[name].mask.nonzero()[:, 1]  # (N,) place of each token in its response, from 0
-    reward[name] = token_logprobs(teacher_logits[name], tokens[name]) - token_logprobs(
+    advantage[name] = token_logprobs(teacher_logits[name], tokens[name]) - token_logprobs(
         student_logits[name], tokens[name]
     )
 
@@ -104,41 +105,45 @@ for name, pair in pairs.items():
 figure, axes = plt.subplots(figsize=(7, 3))
 bins = torch.arange(-18, 5.5, 0.5)
 for (name, color), hatch in zip((("near", colors[0]), ("far", colors[1])), ("", "//"), strict=True):
-    share = torch.full_like(reward[name], 1 / len(reward[name]))
+    share = torch.full_like(advantage[name], 1 / len(advantage[name]))
     axes.hist(
-        reward[name], bins, weights=share, histtype="stepfilled", alpha=0.45, color=color, hatch=hatch, label=name
+        advantage[name], bins, weights=share, histtype="stepfilled", alpha=0.45, color=color, hatch=hatch, label=name
     )
 axes.axvline(-4, color="0.3", linestyle=":")
-axes.set(xlabel="reward of the token, log πT − log πθ (nats)", ylabel="share of tokens", yscale="log")
+axes.set(xlabel="advantage of the token, log πT − log πθ (nats)", ylabel="share of tokens", yscale="log")
 axes.legend(frameon=False, loc="upper center")
 plt.show()
 for name in ("near", "far"):
-    r = reward[name]
+    r = advantage[name]
     print(
         f"{name:5} mean {r.mean():+.2f} nats, within ±1 nat {(r.abs() < 1).float().mean():.2f}, "
         f"rejected {(r < -4).float().mean():.2f}, above +4 {(r > 4).float().mean():.2f}, largest {r.max():+.1f}"
     )
 
 # %% [markdown]
-# Most tokens lie in the middle: both agree, and the reward is about 0. On *far* every fourth token is rejected, by up to
+# Most tokens lie in the middle: both agree, and the advantage is about 0. On *far* every fourth token is rejected, by up to
 # 16 nats. And the right-hand side is empty on both pairs: no token gets more than +2.
 #
-# That is not an accident of the sample. A reward of +10 needs a token to which the student gives e¹⁰ times less than the
+# That is not an accident of the sample. An advantage of +10 needs a token to which the student gives e¹⁰ times less than the
 # teacher does, at most 0.00005, and then the student hardly ever writes it. What the student does write can be punished
 # without limit.
 
 # %% [markdown]
 # ## Which tokens are rejected
 #
-# **Predict.** A response of *far* has eight tokens or so: `the sum is #`, two or three digits and the end. Two of them are
-# rejected in every response. Which?
+# A response of *far* has eight tokens or so: `the sum is #`, two or three digits and the end. The first and the last are rejected
+# in every response, as [02](02_a_task_a_teacher_a_student.ipynb) showed.
+#
+# **Predict.** Is a wrong *digit* rejected, too, and how often? And what would the teacher have written at the end?
 
 # %%
-rejected = reward["far"] < -4
+rejected = advantage["far"] < -4
 counts = Counter(visible_text(tokenizer, token) for token in tokens["far"][rejected].tolist())
 for text, count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:4]:
     same = [visible_text(tokenizer, token) == text for token in tokens["far"].tolist()]
-    print(f"{text:6} rejected {count:3} times, mean reward {reward['far'][torch.tensor(same) & rejected].mean():+.1f}")
+    print(
+        f"{text:6} rejected {count:3} times, mean advantage {advantage['far'][torch.tensor(same) & rejected].mean():+.1f}"
+    )
 
 # %% [markdown]
 # The first and the last: "you should not have begun like this" and "you should not stop here". Digits come far behind.
@@ -158,19 +163,18 @@ for index, token in enumerate(shown.tokens):
     if token.differs:
         axes.text(index, 0.6, f"→ {token.proposal}", ha="center", fontsize=11)
 axes.axhline(0, color="0.4", linewidth=1)
-axes.set(xlabel="token that the student wrote", ylabel="reward (nats)", ylim=(-17, 3), xticks=range(len(shown.tokens)))
+axes.set(
+    xlabel="token that the student wrote", ylabel="advantage (nats)", ylim=(-17, 3), xticks=range(len(shown.tokens))
+)
 axes.set_xticklabels([token.text for token in shown.tokens])
 plt.show()
 
 # %% [markdown]
 # The teacher knows what it wants: `<think>` at the beginning, and once more at the end, where the student stops. But the
-# proposals are not in the reward. The bars are all that reverse KL learns from, and they stand under tokens that the
+# proposals are not in the advantage. The bars are all that reverse KL learns from, and they stand under tokens that the
 # student wrote. To hear something good about `<think>`, it must first write `<think>`.
 #
 # ## How long until it does?
-#
-# A token of probability p is drawn after 1/p samples on average, and has turned up at least once in n samples with
-# probability 1 − (1 − p)ⁿ.
 #
 # **Predict.** log πθ(`<think>`) is about −1.5 at the beginning of a response of *near* and −13 on *far*. A batch has 64
 # responses. How many batches is that?
@@ -196,6 +200,9 @@ def waiting(logprob: float, samples: int) -> tuple[float, float]:
 
 # %%
 check("06.1", waiting)
+
+# %% [markdown]
+# For the two openings, with the chance as a function of the number of responses:
 
 # %%
 opening = {
@@ -242,9 +249,9 @@ print(f"near: {near_found} of {len(rollouts['near'])} responses hold one")
 # %% [markdown]
 # ## Large in nats, small in the gradient
 #
-# Rewards of −14 sound like a strong signal. Two things have to be told apart: the reward, and the gradient that it makes.
+# Advantages of −14 sound like a strong signal. Two things have to be told apart: the advantage, and the gradient that it makes.
 #
-# The **reward** has a simple bound. Where the student gives a token at least δ and the teacher at most ε,
+# The **advantage** has a simple bound. Where the student gives a token at least δ and the teacher at most ε,
 #
 # $$\Big|\log\frac{\pi_\theta}{\pi_T}\Big|\ \ge\ \log\frac{\delta}{\epsilon},$$
 #
@@ -256,15 +263,17 @@ print(f"bound: {math.log(delta / epsilon):.1f} nats")
 for name in NAMES:
     own = token_logprobs(student_logits[name], tokens[name]).exp()
     theirs = token_logprobs(teacher_logits[name], tokens[name]).exp()
-    inside = reward[name][(own >= delta) & (theirs <= epsilon)].abs()
+    inside = advantage[name][(own >= delta) & (theirs <= epsilon)].abs()
     print(
-        f"{name:11} {len(inside) / len(own):.3f} of the tokens in that corner, their |reward| from {inside.min():.1f} to "
+        f"{name:11} {len(inside) / len(own):.3f} of the tokens in that corner, their |advantage| from {inside.min():.1f} to "
         f"{inside.max():.1f} nats"
     )
 
 # %% [markdown]
-# The **gradient** of a sampled token is its reward times the score function. For the logits of a position that is
-# r_v·(e_v − π): e_v is one at the token v and zero elsewhere, π is the student's distribution.
+# The **gradient** of a sampled token is its advantage, r_v here, times the score function. For the logits of a position that is
+# r_v·(e_v − π): e_v is one at the token v and zero elsewhere, π is the student's distribution. Its mean square,
+# ‖r_v·(e_v − π)‖² averaged over v ~ πθ, is the **second moment**: every token of the vocabulary has a part in it, its probability
+# times its square.
 #
 # **Predict.** The student of *far* writes `the` with probability 0.999998. How long is the vector e_v − π then?
 
@@ -273,32 +282,27 @@ start = int((place["far"] == 0).nonzero()[0])  # first token of the first respon
 student = student_logits["far"][start].double().log_softmax(-1)  # (V,)
 log_ratio = teacher_logits["far"][start].double().log_softmax(-1) - student  # r_v
 policy = student.exp()
-score_norm = (1 - 2 * policy + policy.square().sum()).sqrt()  # ‖e_v − π‖
-parts = policy * (log_ratio * score_norm).square()  # of the second moment
+one_hot = torch.eye(size, dtype=torch.float64)
 for token in (int(tokens["far"][start]), think):
+    length = (one_hot[token] - policy).norm().item()  # ‖e_v − π‖
+    gradient = abs(log_ratio[token].item()) * length
     print(
-        f"{visible_text(tokenizer, token):8} πθ {policy[token]:.6f}   reward {log_ratio[token]:+.1f}   "
-        f"gradient if drawn {(log_ratio[token].abs() * score_norm[token]).item():.0e}   "
-        f"part of the second moment {parts[token]:.0e}"
+        f"{visible_text(tokenizer, token):8} πθ {policy[token]:.6f}   advantage {log_ratio[token]:+.1f}   "
+        f"‖e_v − π‖ {length:.1e}   gradient if drawn {gradient:.2g}   "
+        f"part of the second moment {policy[token] * gradient**2:.0e}"
     )
-print(f"length of e_v − π for the token drawn {score_norm[tokens['far'][start]]:.1e}")
-print(f"second moment, all tokens {parts.sum():.1e}")
-library = signal_moments(student_logits["far"][start : start + 1], teacher_logits["far"][start : start + 1])
-print(f"library                   {library['policy_gradient_second_moment'].item():.1e}")
 
 # %% [markdown]
-# The rejected token gets a reward of −14 and next to no gradient: a softmax that is certain does not move. The vector
+# The rejected token gets an advantage of −14 and next to no gradient: a softmax that is certain does not move. The vector
 # e_v − π is a few millionths long. And the token that would get a large gradient
 # is not drawn.
 #
 # In [04](04_the_gradient_of_reverse_kl.ipynb) the rejected token was loud. The difference: there the student was undecided between
 # four rejected tokens, here it is certain of one.
 #
-# The *second moment* is the mean of ‖r_v·(e_v − π)‖² over v ~ πθ. Adam divides its steps by the root of a running mean of
-# such squares. The paper ([arXiv 2605.13230](https://arxiv.org/abs/2605.13230)) argues that where teacher and student are far
-# apart this number grows without bound, and that training breaks down for it. At the opening of *far* it is small, and all of it is
-# `<think>`, which a batch does not see. `signal_moments` of the library goes through the whole vocabulary for it, and for
-# the variance, the part that comes from the draw of v.
+# Adam divides its steps by the root of a running mean of squared gradients. The paper ([arXiv 2605.13230](https://arxiv.org/abs/2605.13230)) argues that where teacher and student are far
+# apart the second moment grows without bound, and that training breaks down for it. At the opening of *far* it is small, and
+# nearly all of it is `<think>`, which a batch does not see.
 
 # %% [markdown]
 # ### Exercise 06.2 · The second moment
@@ -323,6 +327,12 @@ def second_moment(student_logits: torch.Tensor, teacher_logits: torch.Tensor) ->
 
 # %%
 check("06.2", second_moment)
+
+# %% [markdown]
+# `signal_moments` of the library goes through the whole vocabulary for it, and for the *variance*, which is the second moment
+# minus the squared length of the mean: the part that comes from the draw of v. It also has two other signals to compare with.
+# One is the mean itself, the exact gradient. The other is *guidance*, the gradient e − π of log πθ at the teacher's token,
+# which [08](08_tgpo.ipynb) adds to the loss.
 
 # %%
 moments = {name: signal_moments(student_logits[name], teacher_logits[name]) for name in NAMES}
@@ -354,8 +364,8 @@ plt.show()
 
 # %% [markdown]
 # Look at places 0 and 7 of *far* on the left, the two that are always rejected: the second moment is below a thousandth.
-# On the right, the exact gradient there is below 10⁻⁷, in a place where guidance, the method of
-# [08](08_tgpo.ipynb), would pull with 2, nearly the most that is possible. (Where both agree guidance has nothing to say;
+# On the right, the squared length of the exact gradient there is below 10⁻⁷, in a place where that of guidance is 2, nearly the
+# most that is possible. (Where both agree guidance has nothing to say;
 # those points are missing.)
 #
 # Averaged over positions, the signal of *far* is not the larger one. *near* has more, nearly all of it in the first eight
@@ -385,10 +395,10 @@ def configuration(name, steps, seed=0):
         evaluate_every=6 if name == "near" else 15,
         evaluation_prompts=64,
         evaluation_temperature=1.0,
-        measured_positions=256,
+        measured_positions=256,  # exact divergences of a step are measured at so many positions
         gradient_terms_every=0,
         checkpoint_every=10,
-        keep_checkpoints=0,
+        keep_checkpoints=0,  # all of them
         seed=seed,
         output=str(output),
     )
@@ -405,8 +415,8 @@ plots.plot_runs(runs, ["accuracy", "kl_sampled", "rejected", "length", "entropy"
 # %% [markdown]
 # *near* is done after a few steps. On *far* nothing happens that one could see: a few responses in a hundred are right,
 # the divergence stays near 3.7 nats a token, every fourth token is rejected, responses keep their eight tokens, entropy
-# sinks a little. The gradient norm is neither zero nor exploding, and larger than that of *near*: the digits make it, the
-# only places where this student is unsure (the figure above).
+# sinks a little. The gradient norm is neither zero nor exploding: it begins where that of *near* begins and stays there, while
+# *near*'s falls as *near* learns. The digits make it, the only places where this student is unsure (the figure above).
 
 
 # %%
@@ -457,6 +467,11 @@ for folder in checkpoint_folders(RUNS / "far" / "checkpoints"):
     others.append(logprobs[ends].median().item())
 theirs = logits_of(pairs["far"].teacher, terse).log_softmax(-1)[ends, think].median()
 print(f"log πT(<think>) at the end, of the teacher: {theirs:.1f} (median)")
+for step in (80, 100):
+    now = steps.index(step)
+    moved = [values[now] - values[0] for values in (at_end, at_start, others)]
+    print(f"gained by step {step:3}: <think> at the end {moved[0]:.1f} nats, at the beginning {moved[1]:.1f}, "
+          f"median token at the end {moved[2]:.1f}")  # fmt: skip
 
 metrics = runs["far"].metrics
 figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
@@ -480,16 +495,18 @@ print("responses after 100 steps:")
 show_responses(runs["far"].student)
 
 # %% [markdown]
-# It moves, slowly. "Not `<eos>`" lowers the logit of `<eos>`, so all other tokens gain, even the median one; and their own
-# logits are pushed up in proportion to their probabilities, so the runner-up gains most. Here the runner-up behind `<eos>` *is*
-# `<think>`, by several nats: these pairs were built that way. (In all of them the unused words
-# together get e⁻³ of the probability of `<think>`; the setting is called `rival_margin`.) Step
+# It moves, slowly. "Not `<eos>`" lowers the logit of `<eos>`, so all other tokens gain, even the median one: that is more than
+# half of what `<think>` has gained by step 80. The rest is its own. Logits are pushed up in proportion to probabilities, so the
+# runner-up gains most, and here the runner-up behind `<eos>` *is* `<think>`, by several nats: these pairs were built so that the
+# unused words together get e⁻³ of its probability. Step
 # after step it gains without having been sampled, until, after eighty or ninety steps, the lengths show the first ones. For them the
-# teacher has a *positive* reward of several nats at last, and within ten steps it is a habit. Responses jump from 8 tokens
+# teacher has a *positive* advantage of several nats at last, and within ten steps it is a habit. Responses jump from 8 tokens
 # to nearly the limit of 80, because the student opens again and again, and the share of right ones begins to rise.
 #
 # The student has found a way around: it still answers first, wrongly, and then works the sum out. At the beginning of a
-# response log πθ(`<think>`) has gained two nats in all this time, of thirteen.
+# response log πθ(`<think>`) has gained two nats in all this time, of thirteen. (Why the beginning is so much slower does not
+# follow from what stands above: it starts from the same −13 nats and is rejected as strongly. All positions share the weights,
+# and the arithmetic of one position's logits does not say what a step does to another's. We leave it open.)
 #
 # So be exact about the failure. On this pair reverse KL is not stuck for ever. (Not shown: when this was written, three seeds
 # left the stall between steps 80 and 95, and seed 0 was right on four of five held-out prompts after 120.) It is *slow*, because what
@@ -509,7 +526,7 @@ for name in ("far", "far-fragile"):
         Counter(teacher_logits[name][place[name] == step].argmax(-1).tolist()).most_common(1)[0][0] for step in range(4)
     ]
     print(
-        f"{name:11} rejected {(reward[name] < -4).float().mean():.2f}, mean reward {reward[name].mean():+.1f}; "
+        f"{name:11} rejected {(advantage[name] < -4).float().mean():.2f}, mean advantage {advantage[name].mean():+.1f}; "
         f"proposals at places 0 to 3: {' '.join(visible_text(tokenizer, token) for token in proposals)}"
     )
 
@@ -518,20 +535,24 @@ for name in ("far", "far-fragile"):
 # something, proposes nonsense?
 
 # %% tags=["nbval-ignore-output"]
-runs["far-fragile"] = train(configuration("far-fragile", steps=112, seed=2), show_progress=False)
+fragile_config = configuration("far-fragile", steps=112, seed=2).with_changes(checkpoint_every=4)
+runs["far-fragile"] = train(fragile_config, show_progress=False)
 plots.plot_runs(
     {"far": runs["far"], "far-fragile": runs["far-fragile"]},
     ["reward", "kl_sampled", "agreement", "length", "truncated", "gradient_norm"],
 )
 
 # %% tags=["nbval-ignore-output"]
-show_responses(runs["far-fragile"].student)
+for step in (96, 112):
+    print(f"after {step} steps")
+    show_responses(load_model(RUNS / "far-fragile" / "checkpoints" / f"step-{step:06d}", torch.float32, "cpu"))
 
 # %% [markdown]
-# This is the textbook failure, and in length and gradient norm it looks like what the paper reports. After a long stall
-# the student comes upon `<think>` for a few steps and loses it again; the gradient norm rises to its highest, responses
-# grow to the limit, the reward is zero. And look at *agreement*: it goes *up*, and the divergence comes down. The student
-# has found prefixes on which the lost teacher is content. The loss is being minimised.
+# This is the textbook failure, and in length and gradient norm it looks like what the paper reports. Read it in order. After a
+# long stall the student comes upon `<think>`, around step 95: agreement rises, the divergence falls. Then it loses it again, and
+# in between the gradient norm is at its highest. In the end responses grow to the limit and none is right. And look at
+# *agreement*: it goes up a second time, the divergence comes down again, and the gradient norm is *small*. The student has found
+# prefixes that the teacher has never seen, and on which it calls likely what the student writes. The loss is being minimised.
 #
 # **One seed of three.** This one is shown because it collapses. The others are not shown: when this was written, seed 0 escaped, by way
 # of `<think>` at the very beginning, and was right on 0.84 of 64 held-out prompts after 150 steps; seed 1 had not moved after 140.
@@ -539,27 +560,26 @@ show_responses(runs["far-fragile"].student)
 # rounding may send this run to another of these ends.)
 
 # %% [markdown]
-# ## Why a reward cannot say "that instead"
+# ## Why an advantage cannot say "that instead"
 #
 # The first position of *far* once more. By how much does each signal raise the logit of `<think>`?
 
 # %%
 the = int(tokens["far"][start])
-one_hot = torch.eye(size, dtype=torch.float64)
 sampled = log_ratio[the] * (one_hot[the] - policy)  # (V,) what a batch gives: the drawn token
 mean = policy * (log_ratio - (policy * log_ratio).sum())  # its mean over all tokens, the exact gradient turned round
 guided = one_hot[think] - policy  # gradient of log πθ of the teacher's token
-for name, direction in (("reward of the sampled token", sampled), ("exact reverse KL", mean), ("guidance", guided)):
-    print(f"{name:28} {direction[think]:.1g}")
-print(f"{'πθ(<think>), for comparison':28} {policy[think]:.1g}")
+for name, direction in (("advantage of the sampled token", sampled), ("exact reverse KL", mean), ("guidance", guided)):
+    print(f"{name:30} {direction[think]:.1g}")
+print(f"{'πθ(<think>), for comparison':30} {policy[think]:.1g}")
 
 # %% [markdown]
-# A reward, whatever its value, is multiplied by e_v − π of the token v that was *written*. It can make that token more
+# An advantage, whatever its value, is multiplied by e_v − π of the token v that was *written*. It can make that token more
 # or less probable. All the others move together, each in proportion to its own probability: "not this, and do more of
 # whatever else you do". The exact sum over the vocabulary does not change that, it is an average of such terms. The
 # teacher's proposal is known at every one of these places, in the same forward pass, and it is thrown away.
 #
-# There are two ways on. One is a reward that is about the answer instead of the tokens: [07](07_grpo.ipynb) tries it,
+# There are two ways on. One is a reward, which is about the answer instead of the tokens: [07](07_grpo.ipynb) tries it,
 # and meets the same opening that is not sampled. The other is to tell the student the token: [08](08_tgpo.ipynb).
 
 # %% [markdown]
@@ -567,16 +587,16 @@ print(f"{'πθ(<think>), for comparison':28} {policy[think]:.1g}")
 #
 # | equation | in the library |
 # |---|---|
-# | log πT(y_t) − log πθ(y_t), the reward of a token | `losses.reverse_kl_advantage`; `rejected` in `docs/metrics.md` |
-# | \|log ρ\| ≥ log(δ/ε) in the rejection regime | `largest_rejection` of `diagnostics.gradient_signal.signal_moments` |
+# | log πT(y_t) − log πθ(y_t), the advantage of a token | `losses.reverse_kl_advantage`; `rejected` in `docs/metrics.md` |
+# | \|log πθ/πT\| ≥ log(δ/ε) in the rejection regime | `largest_rejection` of `diagnostics.gradient_signal.signal_moments` |
 # | Σ_v πθ(v)·r_v²·‖e_v − πθ‖² | `policy_gradient_second_moment` of `diagnostics.gradient_signal.signal_moments` |
 # | one response with what the teacher says to it | `reports.sample_rollouts.annotate` |
 #
 # - Sampled tokens can be rejected without limit and hardly ever praised: what deserves praise is not sampled.
 # - On *far* the opening that would do it comes once in several hundred thousand responses. Reverse KL stalls there; it
 #   does not collapse. It leaves the stall late, by way of the runner-up behind a rejected token.
-# - Where the student is certain, even a reward of −14 nats makes next to no gradient.
+# - Where the student is certain, even an advantage of −14 nats makes next to no gradient.
 # - On *far-fragile* the signal is more than ten times stronger and nearly all variance. Of three seeds one collapsed.
-# - A reward moves the token that was written. It cannot name another one.
+# - An advantage moves the token that was written. It cannot name another one.
 #
 # **Next:** [07 · GRPO](07_grpo.ipynb)

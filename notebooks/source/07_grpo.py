@@ -99,7 +99,7 @@ for name, values in zip(responses, logprobs, strict=True):
 #
 # Every token of a response carries the advantage of the whole response. The minimum is that of
 # [05](05_on_policy_distillation.ipynb); at the first update π_old *is* πθ, every ρ is 1 and nothing is clipped. (GRPO as it was first
-# published also has a KL term towards a reference model. Here, as in the paper about TGPO, there is none.)
+# published also has a KL term towards a reference model, the student before training, kept frozen. Here, as in the paper about TGPO, there is none.)
 #
 # **Predict.** What is the value of the loss then, and does that value say anything?
 
@@ -175,7 +175,8 @@ for right in (0, 1, 7, 8):
 # rewarding a move once it has gone far enough. *Clip-higher* (of DAPO, [arXiv 2503.14476](https://arxiv.org/abs/2503.14476)) sets the
 # upper bound a little higher, 0.28 in place of 0.2, so that an improbable token may grow a little further in one batch.
 #
-# **Predict.** In which of the four corners (A > 0 or A < 0, ρ large or small) does the gradient vanish?
+# **Predict.** You know the four corners (A > 0 or A < 0, ρ large or small) from 05. In which of them does clip-higher change the
+# gradient?
 
 # %%
 ratio = torch.linspace(0.4, 1.8, 281)
@@ -191,7 +192,8 @@ axes[0].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Flat means no gradient: a token that is wanted and has already grown, or one that is not wanted and has already shrunk.
+# In one, at the upper right of the left-hand panel. Flat means no gradient: a token that is wanted and has already grown, or one
+# that is not wanted and has already shrunk.
 # The other two corners stay steep: a token that has moved the *wrong* way is always pulled back. That is what the minimum
 # is for; clipping alone would let go of those as well.
 
@@ -267,8 +269,8 @@ for option in ("clip_low", "clip_high", "normalize_std", "normalizer", "drop_uni
     print(f"{option:20} grpo {getattr(plain, option)!s:8} grpo++ {getattr(plus, option)!s}")
 
 # %% [markdown]
-# `normalize_std=False` leaves out the division by the group's deviation, which makes groups with a rare right (or a
-# rare wrong) response louder than others. `drop_uniform_groups` leaves groups without variance out of the normaliser too.
+# `normalize_std=False` leaves the division by the group's deviation out. (With it, the rare response of a group is lifted: the
+# deviation is 0.35 with one of eight right, and 0.53 with four of eight.) `drop_uniform_groups` leaves groups without variance out of the normaliser too.
 
 # %% [markdown]
 # ## Sparse reward on far
@@ -356,8 +358,8 @@ def expected_openings(name: str) -> tuple[float, float, int]:
 openings = {name: expected_openings(name) for name in pairs}
 for name, (first, count, counted) in openings.items():
     responses_needed, expected = float(f"{1 / count:.2g}"), count * len(sampled[name].rollouts)
-    print(f"{name:4} first place {first:5.1f} nats   one <think> in {responses_needed:>8,.0f} responses   "
-          f"in our 4,096: expected {expected:8,.2g}, counted {counted:.2g}")  # fmt: skip
+    print(f"{name:4} first place {first:5.1f} nats   one <think> in {responses_needed:>9,.1f} responses   "
+          f"in our 4,096: expected {expected:9,.2f}, counted {counted:,}")  # fmt: skip
 
 opened = (sampled["near"].rollouts.responses == pairs["near"].tokenizer.convert_tokens_to_ids("<think>")).any(-1)
 for name, some in (("with", opened), ("without", ~opened)):
@@ -414,7 +416,8 @@ plot_runs(runs, ("reward", "entropy", "length"))
 # %% [markdown]
 # On *near* the reward starts high and rises within a few steps, and so does the length: the worked responses are the right
 # ones, and the student soon works nearly every sum out. On *far* the reward stays near the floor, some of the steps have no
-# gradient at all, and the length stays at 8 tokens: no response was ever worked out. But the entropy falls.
+# gradient at all (a count like that varies by about three by chance, and a student that is sharper has fewer mixed groups), and
+# the length stays at 8 tokens: no response was ever worked out. But the entropy falls.
 #
 # **Predict.** Where did that entropy go? Look at how many of the 8 responses to a prompt are different from each other.
 

@@ -18,7 +18,7 @@ import pandas as pd
 import seaborn as sns
 import torch
 
-from tgpo_lab import TrainConfig, load_pair, train
+from tgpo_lab import TrainConfig, evaluate, load_pair, train
 from tgpo_lab.evaluation import pair_prompts
 from tgpo_lab.exercises import check
 from tgpo_lab.explorer.token_text import visible_text
@@ -86,8 +86,8 @@ print(f"{question} (right: {answer})  the student writes: {group.texts(pair.toke
 # and response gives its distribution at every prefix at once, and we take the largest entry of each. The shift by one is
 # the usual one.
 #
-# **Predict.** The teacher opens with `<think>`. But what will it propose at the second position, where the prefix is the
-# student's `the`? And at the end, where the student stops?
+# **Predict.** You have seen what this teacher proposes: `<think>` at the opening and at the end. The column to the right is what each
+# position costs in $L_G$. What share of it do the two `<think>` have?
 
 # %%
 before = pair.encode([question])[0]
@@ -108,7 +108,9 @@ for t, (own, theirs, value) in enumerate(zip(written, proposed, guidance, strict
 #
 # **Predict.** Does the teacher *know* something at the digits and at the end? Is its digit the right one more often than the
 # student's most probable digit? Does it propose `<think>` after a wrong answer and let a right one end? We count over 2,048
-# responses.
+# responses; a digit counts only while all before it are right. `ask_teacher` of the library is the forward pass from above for a
+# whole batch. It returns, (B, T) each, `tokens` (the teacher's proposals), `logprobs` (log πT of what the student wrote) and
+# `confidence` (log πT of the proposals).
 
 # %%
 with torch.no_grad():
@@ -150,10 +152,10 @@ for correct, (ends, think_again) in stops.items():
 # %% [markdown]
 # At the digits the teacher guesses as the student does: it adds up column by column and has no columns before it here. And
 # it does not judge the answer: it would begin to think after a right one just as after a wrong one. What it knows is how *it*
-# goes on from such a place. That is all that guidance teaches, and the two `<think>` are the part of it that helps.
+# goes on from such a place. That is all that guidance teaches, and the two `<think>` are the part of it that is news. Whether both
+# help is seen below.
 #
-# **The loss.** The mean of the column above. The library computes it from logits and tokens. `ask_teacher` is the same
-# forward pass for a whole batch.
+# **The loss.** The mean of the column above. The library computes it from logits and tokens.
 
 # %%
 asked = ask_teacher(pair.teacher, group, vocabulary_size=pair.vocabulary_size, micro_batch_tokens=4096)
@@ -187,7 +189,8 @@ print(f"L_G of the group by hand {total / count:.4f}   library {guidance_loss(lo
 #
 # *Difficulty 2 of 5 · 8 minutes.* Write L_G as a function of the logits of both models, each (B, T, V) and aligned (position
 # t predicts token t), the tokens that the student sampled, (B, T), and the mask, (B, T). Take the mean over all unmasked
-# positions. No gradient may reach the teacher. You may not need every argument.
+# positions. No gradient may reach the teacher. You may not need every argument. The check differentiates your loss by both
+# models' logits.
 #
 # <details><summary>Hint 1</summary>Which token is taught at a position? It depends on one of the two logits alone.</details>
 # <details><summary>Hint 2</summary><code>token_logprobs(logits, tokens)</code> gives (B, T). Sum what the mask lets through, then
@@ -259,7 +262,7 @@ def first_unlocking(tokens: torch.Tensor, teacher_tokens: torch.Tensor, right_af
 check("08.2", first_unlocking)
 
 # %% [markdown]
-# ## A regulariser, not a reward
+# ## A term of its own, not a reward
 #
 # Could the score log πθ(y_t^T) be added to the reward, and policy gradient do the rest? Policy gradient credits whatever
 # reward there is to the token that was *sampled*. Over a vocabulary of five tokens nothing has to be sampled: we enumerate.
@@ -399,13 +402,12 @@ for name, change in changes.items():
 # RKL and GRPO leave the opening where it was, give or take a few hundredths: no sample had it, so nothing in either loss
 # names it, and what moves it is what the network shares between tokens. TGPO raises it by about 0.4 nats. It is not a
 # well-aimed push: a digit, which the teacher proposes at other positions, rises by as much at this one, because one network
-# serves all positions. At that pace thirteen nats take some thirty steps; steps in one direction add up in Adam's first
-# moment, so it can go faster.
+# serves all positions. At that pace thirteen nats take some thirty steps; in the run below it is sooner.
 
 # %% [markdown]
 # ## The schedule
 #
-# The weight falls in a straight line, $w_k=\max(w_\text{init}-\delta k,\,\text{floor})$. The paper's runs from 2·10⁻³ by 10⁻⁵ a
+# The weight is *annealed*, lowered as training goes on. It falls in a straight line, $w_k=\max(w_\text{init}-\delta k,\,\text{floor})$. The paper's runs from 2·10⁻³ by 10⁻⁵ a
 # step to zero at step 200. In the tiny world, where learning rates are 300 times the paper's, the preset begins at 0.02.
 
 # %%
@@ -432,14 +434,15 @@ plt.show()
 # %% [markdown]
 # ### Exercise 08.3 · A linear schedule with a floor
 #
-# *Difficulty 1 of 5 · 3 minutes.* The weight at a step, as above.
+# *Difficulty 1 of 5 · 3 minutes.* The weight at a step: a straight line from an initial value, so much less with every step, and
+# never below a floor.
 #
 # <details><summary>Hint</summary>A line, and something that stops it from falling further.</details>
 
 
 # %%
 def linear_weight(step: int, initial: float, rate: float, floor: float) -> float:
-    """max(initial − rate·step, floor)."""
+    """Weight w_k of guidance at step k."""
     ### BEGIN SOLUTION
     return max(initial - rate * step, floor)
     ### END SOLUTION
@@ -451,8 +454,7 @@ check("08.3", linear_weight)
 # %% [markdown]
 # ## How much does the size of w matter?
 #
-# The weight looks like the dial of the method. But Adam divides each parameter's gradient by its own recent size. Where the
-# reward gives *no* gradient, guidance is all there is, and a loss a hundred times smaller makes the same step.
+# The weight looks like the dial of the method. But Adam divides each parameter's gradient by its own recent size.
 #
 # **Predict.** One step from the same start with w = 0.002, 0.02 and 0.2: (a) on the groups of the batch that have no right
 # response, with Adam; (b) the same with plain gradient descent; (c) on the whole batch, with Adam.
@@ -476,11 +478,12 @@ print(table.round(2).to_string())
 
 # %% [markdown]
 # With plain gradient descent the step grows with w, as one would think (not quite tenfold at the end, where the gradient is
-# clipped to norm 1). With Adam and no reward it is the same for all three. Only where the reward speaks too does w decide who
-# is heard: the dial sets a *balance*.
+# clipped to norm 1). With Adam and no reward it is the same for all three: guidance is all there is, and a loss a hundred times
+# smaller makes the same step. Only where the reward speaks too does w decide who is heard: the dial sets a *balance*.
 #
-# The student of *far* is right three times in a hundred, so (c) is its situation, not (a). There the step with w = 0.02 is two to
-# three times that with w = 0.002. On a student that is never right the size of w would hardly matter at first.
+# The student of *far* is right three times in a hundred. So (c) is its situation at most steps, where the step with w = 0.02 is
+# two to three times that with w = 0.002, and (a) at about one in six ([07](07_grpo.ipynb)). On a student that is never right the size
+# of w would hardly matter at first.
 
 # %% [markdown]
 # ## Three methods from one start
@@ -517,10 +520,11 @@ for name, result in runs.items():
     print(f"{name:5} held-out accuracy, sampled:", "  ".join(f"{step}: {value:.2f}" for step, value in curve.items()))
 
 # %% [markdown]
-# For some ten steps TGPO looks like the others: the opening climbs unseen. Then a `<think>` is sampled, the worked way is
-# right, the reward takes it up, and accuracy, agreement and length rise together. For a while responses are *longer* than
-# the teacher's and some are cut at the limit of 80 tokens; we see why in a moment. RKL and GRPO stay at a few percent for
-# these forty steps. The weight has fallen by less than half by then: what ended guidance's part was agreement.
+# For some ten steps TGPO looks like the others: `<think>` climbs unseen, at the opening and at the end. Then one is sampled, the
+# worked way is right, the reward takes it up, and accuracy, agreement and length rise together. For a while responses are
+# *longer* than the teacher's, and at one step nearly half of them are cut at the limit of 80 tokens; we see why in a moment. RKL
+# and GRPO stay at a few percent for these forty steps. The weight has fallen by less than half by then. Guidance gets quiet all
+# the same, because the student now writes what the teacher proposes:
 #
 # Two terms were at work. How large is each one's own gradient?
 
@@ -611,8 +615,9 @@ plt.show()
 # %% [markdown]
 # By hand and by the library it is the same run. Guidance alone finds the teacher's way as soon, or sooner: the share of right
 # responses rises within a dozen steps. Then it falls to nearly nothing, and the responses grow to the limit of 80 tokens. Nothing
-# in $L_G$ asks for an end that the teacher would not write, and at the end of a terse answer the teacher proposes to begin
-# again. With the reward, a response that is cut earns nothing while one that ends with the right answer does; that pulls the
+# in $L_G$ asks for an end that the teacher would not write. At the end of a terse answer the teacher proposes to begin again; one
+# network serves all positions, and soon the student begins again after worked answers too, where the teacher would have ended.
+# With the reward, a response that is cut earns nothing while one that ends with the right answer does; that pulls the
 # length back. So on this pair guidance opens the door, and it takes the reward to walk through it. (One seed, one learning rate; the
 # paper reports nothing about guidance alone.)
 #
@@ -639,18 +644,26 @@ show(pair.student)
 
 # %% tags=["nbval-ignore-output"]
 show(runs["TGPO"].student)
+after = evaluate(pair, runs["TGPO"].student, prompts=prompts.select(range(256)), temperature=1.0)
+opened = after.rollouts.responses[:, 0] == THINK  # (B,)
+print(f"of {len(opened)} responses {opened.float().mean():.2f} open with <think>, and {after.rewards[opened].mean():.2f} of "
+      f"these are right; {after.rewards[~opened].mean():.2f} of the others")  # fmt: skip
 
 # %% [markdown]
-# Before: the same disagreements everywhere, at the opening, at digits and at the end. After: every response works the sum
-# out, in the run stored here. Some still begin tersely, give a guess, and *then* open `<think>` where they used to end: that is what the
-# teacher proposed there, and it is why responses were longer for a while. Guidance taught what to do at the prefixes that
-# the student wrote, the odd ones included.
+# Before: the same disagreements everywhere, at the opening, at digits and at the end. After: every response shown works the sum
+# out. But only about three in ten *open* with `<think>`. The others still begin tersely, give a guess, and then open `<think>` where
+# they used to end: that is what the teacher proposed there, and it is why responses were longer. It is the way round that reverse
+# KL found in [06](06_when_reverse_kl_fails.ipynb), found several times sooner, and nearly as many of these are right. Guidance taught what
+# to do at the prefixes that the student wrote, the odd ones included. [09](09_is_the_teacher_right.ipynb) has a version of TGPO that
+# opens with `<think>` nearly always.
 
 # %% [markdown]
-# ## What the conditioning does
+# ## What the student's prefixes do
 #
-# The ablation `tgpo-unconditioned` has the same loss and as many teacher tokens, but on responses that the *teacher* wrote,
-# as in supervised fine-tuning. What would each teach the student at the start?
+# TGPO asks the teacher at prefixes of the *student*. An **ablation** takes one part of a method away to see what it was worth.
+# `tgpo-unconditioned` has the same loss, but its tokens are from responses that the *teacher* wrote, as in supervised fine-tuning
+# (training on given responses). In each step it learns from as many tokens, drawn at random from those responses, as the student
+# has written. What would each teach the student at the start? Here 64 responses of the student and 8 of the teacher:
 
 # %%
 from_teacher = sample_responses(
@@ -677,7 +690,7 @@ print(conditioning.round(2).to_string())
 
 # %% [markdown]
 # On the teacher's own responses only *one* token in about fifty is news, the opening; the rest the student knows already. A
-# mean over tokens makes that one token small. On the student's prefixes more than one token in three is news: the opening, and also
+# mean over tokens makes that one token small: its gradient is a tenth as long as the other one. On the student's prefixes more than one token in three is news: the opening, and also
 # what to do after a wrong start, which no response of the teacher ever shows. That second part is what plain imitation
 # lacks, and what DAgger is for. Whether it makes a better student is another question: over the ten seeds of
 # [10](10_a_fair_comparison.ipynb) TGPO is sooner than this ablation, and after the run no difference is shown. (The ablation is
@@ -697,7 +710,7 @@ figure, axes = plt.subplots(figsize=(6.5, 2.8))
 axes.plot(measured["step"], measured["weight"], "-", linewidth=2, label="mean over tokens: w")
 axes.plot(measured["step"], measured["weight"] * measured["length"], "--", label="sum: the same run's w × mean length")
 axes.set(xlabel="step", ylabel="weight of the mean of L_G", yscale="log")
-axes.legend(frameon=False)
+axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
 # %% [markdown]

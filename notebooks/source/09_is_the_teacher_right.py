@@ -114,9 +114,12 @@ check("09.1", reliability)
 # - **after the teacher's token**: one token by the teacher, which is all that guidance teaches at that position,
 #   and then the student again.
 #
-# A response of the student has about eight tokens, so there are depths 0 (the prompt alone) to 7.
+# A response of the student has about eight tokens, so there are depths 0 (the prompt alone) to 7. (Two more columns come into use
+# below: `teacher_confidence`, the probability of the teacher's token, and `prefix_surprise`, −log πT of the least probable token of
+# the prefix.)
 #
-# **Predict.** The teacher of *far* is right from depth 4. Will one token of it be enough, at each depth?
+# **Predict.** The teacher of *far* is right from depth 4. In 08 one token of it was enough at the opening and at the end, on one
+# response. Over 64 responses, where will depth 6 lie, at which some are complete and others not?
 
 # %%
 depths = range(8)
@@ -142,14 +145,15 @@ print(far_table.rename(columns=columns).round(2).to_string())
 # %% [markdown]
 # From every prefix this teacher gets to the right answer. The premise holds, and that is why 08 worked. But its
 # single token is worth something at two places only, at the very start and after the complete answer (a little at
-# depth 6, where a response of two digits is complete). In between the teacher goes along with the prefix, and so
+# depth 6, where a response of two digits is complete). The last column falls at depth 6, because from there on the student's own
+# sampled digits stand in the prefix, most of them wrong; depth 7 is left with the responses of three digits. In between the teacher goes along with the prefix, and so
 # its token is nearly the student's own. Reliability says whether guidance is *safe*; the value of the token says
 # whether it teaches anything *new*.
 
 # %% [markdown]
 # ## Another teacher
 #
-# *far-fragile* has the same student. Its teacher saw worked solutions only, each from the start, and never a prefix
+# You met *far-fragile* in [06](06_when_reverse_kl_fails.ipynb); now it is measured. It has the same student. Its teacher saw worked solutions only, each from the start, and never a prefix
 # in another style. On the prompts themselves:
 
 # %%
@@ -261,7 +265,7 @@ plot_runs(runs, ("accuracy", "agreement", "length"))
 
 # %% [markdown]
 # For some twenty-five steps agreement climbs past one half while accuracy stays at a few percent: the loss is being
-# minimised, and the student learns what it is taught. Near the end accuracy may rise after all. To see why, look
+# minimised, and the student learns what it is taught. (Responses lengthen, too: what is taught has no end in it.) Near the end accuracy may rise after all. To see why, look
 # into the checkpoints and keep two kinds of responses apart: those that open with `<think>` and those that do not.
 
 # %% tags=["nbval-ignore-output"]
@@ -339,13 +343,20 @@ for name, answers in asked.items():
 # 4 nats guidance goes on until the student has written one token that the teacher gives less than e⁻⁴, and never
 # comes back.
 #
+# For example, surprises of 0, 14, 1 and 0 nats give the doubts 0, 0, 14, 14 (worst token, λ = 1) or 0, 0, 14, 13.6 (sum, λ = 0.9: the
+# last is 0.9·14 + 1).
+#
+# With $g_t$ for 1 or 0 inside and outside, or for the weight, the loss becomes $L_G=\sum_t g_t\,(-\log\pi_\theta(y_t^T))\,/\,N$. N
+# is still the number of *all* response tokens, not of the guided ones: a gate takes terms away and makes none of the others
+# larger.
+#
 # Note that $D_t$ is made of the tokens *before* t. At a departure itself the teacher is still asked: the prefix up
 # to there is its own, and its answer is exactly what the student should have written.
 #
 # A simpler relative is *first departure*: guidance up to and including the first position at which the student
 # writes another token than the teacher's best. It can end sooner; a token that the teacher gives 0.4, beside a best
-# one with 0.5, is a departure for it and no surprise. (On *far* there was no such token: in the study of
-# [10](10_a_fair_comparison.ipynb) the two gates gave the same runs.)
+# one with 0.5, is a departure for it and no surprise. (On *far* ` the` is a departure and a surprise at once and nearly always comes
+# first: in the study of [10](10_a_fair_comparison.ipynb) the two gates gave the same runs.)
 #
 # ### Exercise 09.2 · Doubt with a memory
 #
@@ -359,7 +370,7 @@ for name, answers in asked.items():
 
 # %%
 def doubt(teacher_logprobs: torch.Tensor, memory: float) -> torch.Tensor:
-    """D_t = λ·D_{t−1} − log πT(y_{t−1}), D_0 = 0: (B, T) → (B, T), in nats."""
+    """The sum D_t before each position: (B, T) → (B, T), in nats."""
     ### BEGIN SOLUTION
     now = torch.zeros(len(teacher_logprobs))
     doubts = []
@@ -434,16 +445,14 @@ axes.set(
 )
 axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
-print(
-    both_sides["teacher_right"]
-    .unstack()
-    .round(2)
-    .rename(index={True: "inside", False: "outside"})
-    .to_string(na_rep="–")
-)
+for title, table in (
+    ("share continued rightly", both_sides["teacher_right"].unstack().round(2)),
+    ("number of prefixes", frame.groupby(["inside", "depth"]).size().unstack(fill_value=0)),
+):
+    print(title, table.rename(index={True: "inside", False: "outside"}).to_string(na_rep="–"), sep="\n")
 
 # %% [markdown]
-# Inside, every prefix is continued to a right answer, at every depth. Outside, none at first; and it gets *better*
+# Inside, every prefix is continued to a right answer, at every depth (of responses they are about a dozen at each). Outside, none at first; and it gets *better*
 # with depth. The long ones among these responses opened `<think>` after a few terse words, and as more of the
 # prefix is in the teacher's own style it finds its way back. (It also has less left to do.) Its confidence says
 # nothing of all this: it is high throughout.
@@ -470,7 +479,8 @@ for name, kind in (("doubted still", gone["doubt"] > 8.0), ("trusted again", gon
 #
 # One response of that kind, under both teachers. Above, how surprised the teacher is at each token. Below, how much
 # guidance counts under three horizons: hard without recovery (worst token, λ = 1, τ = 4), hard with memory (sum, λ
-# = 0.9, τ = 8), and the soft one with the same doubt.
+# = 0.9, τ = 8), and the soft one with the same doubt. Doubt is made of the tokens *before*, so its line rises one position
+# after the bar that raised it.
 
 # %%
 departed = next(
@@ -549,8 +559,20 @@ for name, result in {**runs, "trust horizon, on far": on_far}.items():
 # On *far* the horizon cost nothing to be seen in this run: it took away seven positions of eight, and learned as
 # soon as plain TGPO in 08, and then faster. What it took away there taught little: tokens that the student would
 # have written anyhow, and digits that nobody can know. It took away one that taught something, the `<think>` after
-# a complete answer; in 08 that led to responses with two answers, longer than the teacher's, for a while. Here they
-# were not missed.
+# a complete answer. In 08 that led to responses with two answers: at step 40 seven in ten still began tersely and opened
+# `<think>` at the end. Here nearly all open with it:
+
+# %% tags=["nbval-ignore-output"]
+after = evaluate(far, on_far.student, prompts=pair_prompts(far, "test").select(range(256)), temperature=1.0)
+opened = after.rollouts.responses[:, 0] == THINK  # (B,)
+two = (after.rollouts.responses == tokenizer.convert_tokens_to_ids("#")).sum(-1) + (
+    after.rollouts.responses == tokenizer.convert_tokens_to_ids(" #")
+).sum(-1) > 1
+print(f"trust horizon on far: {opened.float().mean():.2f} open with <think>, {two.float().mean():.2f} give two answers")
+
+# %% [markdown]
+# That is what the horizon is worth even with a good teacher: it does not teach how to go on from a wrong start, so the student
+# learns to start rightly. (Whether the shorter way is *better* is for the task to say; both are right.)
 #
 # The curves are single runs, on pairs that were built to be like this, and a teacher whose first word is always right.
 # What holds over seeds is in [docs/findings.md](../docs/findings.md) and in [10](10_a_fair_comparison.ipynb).
@@ -638,7 +660,8 @@ print(f"standard error of a share near one half, from 64: {math.sqrt(0.5 * 0.5 /
 # - **High at every depth:** guidance is safe. Whether it teaches anything is the other column,
 #   `student_right_after_token` of `premise_by_depth`.
 # - **High at depth 0, low later:** use a trust horizon. Split the prefixes at the threshold you mean to take, as
-#   above: reliability inside must be high. Reliability outside, by depth, says whether to let it recover.
+#   above: reliability inside must be high. Take the largest τ at which it still is about what it is at depth 0. Reliability
+#   outside, by depth, says whether to let it recover.
 # - **Low at depth 0 already** (the teacher's accuracy from scratch on the card): no horizon helps. The teacher
 #   cannot do the task, or the two do not agree on the format.
 #

@@ -11,11 +11,14 @@
 
 # %%
 import shutil
+from pathlib import Path
 
 import torch
 
 from tgpo_lab import TrainConfig, load_pair, train
+from tgpo_lab.checkpoints import checkpoint_folders
 from tgpo_lab.explorer.guidance_view import advantages_by_prompt, view_guidance
+from tgpo_lab.models.pairs import load_model
 from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.tasks.rewards import marked_answer, score
 from tgpo_lab.widgets import GuidanceExplorer, kl_panel, schedule_panel, softmax_panel
@@ -53,14 +56,14 @@ table[["token", "proposal", "student_logprob", "teacher_logprob", "token_reward"
 table[["token", *(column for column in table if column.startswith("weight"))]].round(5).replace(-0.0, 0.0)
 
 # %% [markdown]
-# GRPO does nothing: all eight rewards are 0, so all advantages are. Reverse KL has its largest reward at the first token, −14
-# nats, and moves next to nothing there: its update is the reward times $e_{y_t}-\pi_\theta$, and the student is so sure of
+# TGPO, by far. GRPO does nothing: all eight rewards are 0, so all advantages are. Reverse KL has its largest advantage at the first token, −14
+# nats, and moves next to nothing there: its update is the advantage times $e_{y_t}-\pi_\theta$, and the student is so sure of
 # ` the` that this difference is almost zero. It spends its strength on the digits. Guidance is about *another* token,
 # `<think>`, which has all the room to rise: its update has the length w·√2.
 #
 # ## The explorer
 #
-# The same, to look at. Colour is a quantity of your choice; above a token stands what the teacher would have written. Point at
+# To look at, with eight other responses to the same prompt. Colour is a quantity of your choice; above a token stands what the teacher would have written. Point at
 # a token for details, click to lock it; `T` or *Take* writes the teacher's token there and lets the student go on from it.
 #
 # **Try.** Take the teacher's token at one of the digits of an answer, then at the first place. Which of the two unlocks the
@@ -95,8 +98,7 @@ for place in places:
 # Two short runs from the same start, with every fifth step kept. The slider chooses the step whose student is shown, the two
 # methods stand side by side.
 #
-# **Look for** the step at which TGPO's responses change, and where in a response they change first. (In the page stored here the
-# first response of step 20 still begins tersely: what has changed is its end, where a `<think>` opens the worked way.)
+# **Look for** the step at which TGPO's responses change, and where in a response they change first.
 
 # %%
 runs = {}
@@ -115,6 +117,21 @@ history.step = 20
 history
 
 # %% [markdown]
+# Without the page: the first response of each kept student, to the same prompt with the same random numbers.
+
+# %% tags=["nbval-ignore-output"]
+for name, folder in runs.items():
+    for checkpoint in checkpoint_folders(Path(folder) / "checkpoints"):
+        student = load_model(checkpoint, torch.float32, "cpu")
+        one = sample_responses(
+            student, pair.encode([prompt]), 80, pair.end_tokens, pair.pad_token,
+            generator=torch.Generator().manual_seed(0), vocabulary_size=pair.vocabulary_size,
+        )  # fmt: skip
+        print(f"{name:5} {checkpoint.name}  {one.texts(pair.tokenizer)[0]}")
+
+# %% [markdown]
+# In the run stored here TGPO's response changes at its *end* first: after the terse answer a `<think>` opens the worked way.
+#
 # `history.save_html("page.html")` writes all steps into one file that opens anywhere, without Python and without a network:
 # to send to someone, or to keep beside a result.
 #
@@ -128,8 +145,8 @@ kl_panel()
 
 # %% [markdown]
 # **One position under three losses** ([08](08_tgpo.ipynb)): how each update of the logits depends on the temperature, on w, and
-# on how probable the teacher's token is. (As printed, sampled reverse KL looks many times as strong as TGPO: its update is at the student's
-# habit, and the teacher's token has almost none of it. Compare the first row. Adam, too, takes the size out of it.)
+# on how probable the teacher's token is. (In the saved table sampled reverse KL looks many times as strong as TGPO. But its update is
+# at the student's habit; in the row of the teacher's token it is the other way round. Adam, too, takes the size out of it.)
 
 # %% tags=["nbval-ignore-output"]
 softmax_panel()

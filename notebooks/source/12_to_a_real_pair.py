@@ -4,7 +4,7 @@
 # **Goal.** Take what runs here on two cores to a pair of Hugging Face models on a GPU: choose a pair, put prompts before it,
 # set a reward, check it all before the first step, know how much memory it takes, and what to look at in the logs.
 #
-# **Minutes.** 1 to run on two cores, 50 to work through.
+# **Minutes.** 1 to run on two cores, 65 to work through.
 #
 # **Prerequisites.** [08](08_tgpo.ipynb) and [09](09_is_the_teacher_right.ipynb). Nothing is downloaded: small stand-ins
 # with random weights have the shapes and the quirks of real models.
@@ -34,6 +34,7 @@ from tgpo_lab.doctor.memory_estimate import estimate_memory, shape_of
 from tgpo_lab.exercises import check
 from tgpo_lab.metrics import METRICS, metrics_frame, read_rows
 from tgpo_lab.models.pairs import load_tokenizer, pair_paths
+from tgpo_lab.runs import load_run
 from tgpo_lab.tasks.prompt_format import PromptFormat
 from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.tasks.rewards import reward_function
@@ -46,46 +47,58 @@ shutil.rmtree(work, ignore_errors=True)
 # %% [markdown]
 # ## What changes and what does not
 #
-# A run is a `TrainConfig` and nothing else. Here is the preset from which the other notebooks start (they shorten it)
-# beside the paper's setting, where they differ.
+# A run is a `TrainConfig` and nothing else. Here is the preset from which the other notebooks start (they shorten it), beside one
+# for a card of 24 GB and the paper's setting, where they differ.
 #
-# **Predict.** By what factor do the response tokens of one step differ, if all responses have their full length?
+# **Predict.** By what factor do the response tokens of one step differ between the first and the last, if all responses have their
+# full length?
 
 # %%
-tiny = TrainConfig.preset("tiny", "tgpo")
-paper = TrainConfig.preset("paper", "tgpo")
-print(f"{'':26}{'tiny':>12}   paper")
+presets = {name: TrainConfig.preset(name, "tgpo") for name in ("tiny", "gpu-24gb", "paper")}
+print(f"{'':24}" + "".join(f"{name:24}" for name in presets))
 for field in fields(TrainConfig):
-    ours, theirs = getattr(tiny, field.name), getattr(paper, field.name)
-    if ours != theirs and field.name != "method":
-        print(f"{field.name:26}{ours!s:>12}   {theirs}")
-print(f"{'weight of guidance':26}{'':>12}   {paper.method.weight}   (tiny: {tiny.method.weight})")
-tokens = [c.prompts_per_step * c.group_size * c.max_new_tokens for c in (tiny, paper)]
-print(f"response tokens in a step, at most: {tokens[0]:,} and {tokens[1]:,}, a factor of {tokens[1] // tokens[0]}")
+    values = [getattr(config, field.name) for config in presets.values()]
+    if any(value != values[0] for value in values) and field.name not in ("method", "prompt_template"):
+        print(f"{field.name:24}" + "".join(f"{value!s:24}" for value in values))
+for name, config in presets.items():
+    print(f"weight of guidance, {name}: {config.method.weight}")
+print("prompt_template of gpu-24gb:", repr(presets["gpu-24gb"].prompt_template))
+tokens = [c.prompts_per_step * c.group_size * c.max_new_tokens for c in presets.values()]
+print(f"response tokens in a step, at most: {tokens[0]:,} and {tokens[-1]:,}, a factor of {tokens[-1] // tokens[0]}")
 
 # %% [markdown]
-# The loop, the losses and the measurements are the same code. What differs is size, and three settings that follow from
-# it: bfloat16 for the teacher and for the products, activations computed twice instead of stored
-# (`gradient_checkpointing`), and a learning rate that suits billions of weights. The weight of guidance is ten times the
-# paper's: in a few dozen steps a small one starts too slowly ([10](10_a_fair_comparison.ipynb)). (`mini_batches 2`: two updates from each
-# batch, so the clip of [05](05_on_policy_distillation.ipynb) has something to do.)
+# The loop, the losses and the measurements are the same code. What differs is size, and what follows from it: bfloat16 for the
+# teacher and for matrix products (the student's weights stay float32), activations computed twice instead of stored
+# (`gradient_checkpointing`), and a learning rate that suits billions of weights. The weight of guidance is ten times the paper's
+# in `tiny`: in a few dozen steps a small one starts too slowly ([10](10_a_fair_comparison.ipynb)). (`mini_batches 2`: two updates from
+# each batch, so the clip of [05](05_on_policy_distillation.ipynb) has something to do.)
 #
-# A command that says everything, for a mathematics data set of the Hugging Face hub and a card of 24 GB. The first line
-# examines, the second trains; both take the same options, and `--preset gpu-24gb` holds all of these:
+# `lora_rank 32` (LoRA, low-rank adapters): the student's own weights are frozen, and two small matrices beside each large one are
+# trained, the **adapters**. Only they have a gradient and the optimiser's moments, so the frozen weights can be bfloat16. It needs
+# `pip install -e '.[lora]'`. A checkpoint then holds the adapters alone, which load on top of the base model; with `--lora-merged` it
+# is a whole model.
+#
+# `paper` names neither prompts nor a reward that fits them. With it you must give `--dataset` and `--reward`: the reward of `tiny`
+# wants a `#`, and would be 0 for ever.
+#
+# Two commands, for a mathematics data set of the Hugging Face hub and a card of 24 GB. The first examines, the second trains, three
+# steps to begin with. Both take the same options, and the GPU is found by itself:
 #
 # ```
 # tgpo-lab doctor --preset gpu-24gb
-# tgpo-lab train --preset gpu-24gb --method tgpo --output runs/mine
-#
-#     --student Qwen/Qwen2.5-Math-1.5B --teacher Qwen/Qwen3-4B          which models: folders or names on the hub
-#     --dataset openai/gsm8k --dataset-config main                      which prompts: also a .jsonl or .parquet file
-#     --prompt-column question --answer-column answer --answer-after "####"     what is asked, and the right answer
-#     --prompt-template $'{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.'
-#     --reward last_number                                              what makes a response right
-#     --lora-rank 32 --precision bfloat16 --gradient-checkpointing      what makes it fit
+# tgpo-lab train --preset gpu-24gb --method tgpo --steps 3 --output runs/first
 # ```
 #
-# The rest of this notebook goes through these lines: what can go wrong with each, and how you would see it.
+# Any of the preset's values can be given otherwise, for instance with models and prompts of your own:
+#
+# ```
+# tgpo-lab train --preset gpu-24gb --method tgpo --output runs/mine \
+#   --student models/mine --teacher models/large \
+#   --dataset prompts.jsonl --prompt-column question --answer-column answer --reward last_number
+# ```
+#
+# The rest of this notebook goes through what these options say: which models, which prompts, what makes a response right, what makes
+# it fit. What can go wrong with each, and how would you see it?
 
 # %% [markdown]
 # ## Stand-ins for real models
@@ -158,7 +171,7 @@ for shape_of_prompt in (
 far = load_pair("far")
 short, long = far.encode(["7+8=", "17+18+13="])
 padding = len(long) - len(short)
-padded = torch.tensor([[far.pad_token] * padding + short, long])  # (2, T)
+padded = torch.tensor([[far.pad_token] * padding + short, long])  # (2, P)
 visible = torch.tensor([[0] * padding + [1] * len(short), [1] * len(long)])
 positions = (visible.cumsum(-1) - 1).clamp(min=0)
 print(padded.tolist(), visible.tolist(), positions.tolist(), sep="\n")
@@ -171,11 +184,39 @@ print(f"against the prompt alone: with mask and positions equal {torch.allclose(
 
 # %% [markdown]
 # The library does this in `sampling.cached_sampling.sample_responses`, and leaves padding out altogether where it computes losses.
+
+# %% [markdown]
+# ### Exercise 12.1 · Prompts of unequal length
 #
+# *Difficulty 2 of 5 · 8 minutes.* Write a function that takes prompts as lists of token ids and the id of the padding token, and
+# returns the padded tokens, the attention mask and the positions, int64 (B, P) each. P is the length of the longest prompt. A prompt
+# may hold the padding token itself, as many do whose padding is their end token. Positions of the padding are 0.
+#
+# <details><summary>Hint 1</summary>The mask comes from the lengths, not from the ids.</details>
+# <details><summary>Hint 2</summary><code>cumsum(-1)</code> of the mask counts the first real token as 1.</details>
+
+
+# %%
+def pad_left(prompts: list[list[int]], pad_token: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tokens, attention mask and positions of a batch: (B, P) three times, int64."""
+    ### BEGIN SOLUTION
+    longest = max(len(prompt) for prompt in prompts)
+    tokens = torch.tensor([[pad_token] * (longest - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return tokens, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+    ### END SOLUTION
+
+
+# %%
+check("12.1", pad_left)
+
+# %% [markdown]
 # ## From a response to a reward
 #
 # The student must be told what form an answer has, by the prompt or by what it has learned, and the reward must look for that form.
 # `marked_answer`, which the tiny world uses, wants `#` and an integer at the end. A real model will hardly ever write that.
+#
+# Two others: `exact_match` wants the whole response to be the answer, `last_number` takes the last number in it.
 #
 # **Predict.** Four ways to say 72. Which of them does each reward accept?
 
@@ -192,7 +233,38 @@ for text in said:
 # `pip install -e '.[math]'`. A reward of your own is `--reward package.module:function`, a function of the response and the
 # right answer that returns a number. Rewards compare text; none evaluates it. A response that was cut at the token limit gets 0 from
 # all of them.
+
+# %% [markdown]
+# ### Exercise 12.2 · A reward for boxed answers
 #
+# *Difficulty 3 of 5 · 10 minutes.* Write such a function for responses that end in `\boxed{…}`: 1.0 if the text in the *last* box is
+# the answer, spaces around it allowed, and 0.0 otherwise. A box may hold braces of its own, as in `\boxed{\frac{1}{2}}`; one that is
+# never closed is no answer.
+#
+# <details><summary>Hint 1</summary><code>response.rpartition("\\boxed{")</code> gives what stands before the last box, the mark, and
+# what comes after it.</details>
+# <details><summary>Hint 2</summary>Go through the rest and count: one more for each <code>{</code>, one less for each <code>}</code>.
+# The box ends where the count is below 0.</details>
+
+
+# %%
+def boxed_answer(response: str, answer: str) -> float:
+    """1.0 if the last \\boxed{…} of the response holds the answer, else 0.0."""
+    ### BEGIN SOLUTION
+    _, mark, rest = response.rpartition("\\boxed{")
+    depth = 0
+    for place, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return float(bool(mark) and rest[:place].strip() == answer)
+    return 0.0
+    ### END SOLUTION
+
+
+# %%
+check("12.2", boxed_answer)
+
+# %% [markdown]
 # A reward that looks for the wrong form is 0 for ever, and nothing else tells you. So look at one before training: the prompt as
 # the model reads it, what the *teacher* answers, and the reward.
 
@@ -297,23 +369,34 @@ print(f"KL(student‖teacher) {own.reverse_kl:.4f} nats, rejected {own.rejected:
 
 # %% [markdown]
 # **4. The card.** How far apart are they, and is the teacher right where the student goes? The same function as for the
-# tiny pairs; for a real pair 64 prompts are enough to see which situation one is in. We measure *far*, because random
-# stand-ins have nothing to say:
+# tiny pairs; take 64 prompts or more (a share then has a standard error of six hundredths at worst). We measure *near* and *far*, as
+# a scale, because random stand-ins have nothing to say:
 
 # %%
-card = measure_pair(far, prompts, count=64)
-print(f"student {card.student_accuracy_sampled:.2f}, teacher {card.teacher_accuracy:.2f}")
-print(f"rejected {card.rejected:.2f}, agreement {card.agreement:.2f}, KL(student‖teacher) {card.reverse_kl:.1f} nats")
-print(
-    f"opening {card.opening_logprob:.1f} nats, teacher's reliability on the student's prefixes {card.reliability:.2f}"
-)
+for name, measured in (("near", load_pair("near")), ("far", far)):
+    card = measure_pair(measured, prompts, count=64)
+    print(f"{name}: student {card.student_accuracy_sampled:.2f}, teacher {card.teacher_accuracy:.2f}")
+    print(
+        f"   rejected {card.rejected:.2f}, agreement {card.agreement:.2f}, KL(student‖teacher) {card.reverse_kl:.1f} nats"
+    )
+    print(
+        f"   opening {card.opening_logprob:.1f} nats, teacher's reliability on the student's prefixes {card.reliability:.2f}"
+    )
 
 # %% [markdown]
-# Read it like this. High agreement and few rejected tokens: reverse KL will do. Many rejected tokens and a reliable
-# teacher: look at the opening, the probability of the teacher's first token under the student. At a few nats below 0 sampling
-# finds it; at −9 and below this is what guidance is for. Many rejected tokens and an unreliable teacher: guidance teaches the teacher's
-# confusion ([09](09_is_the_teacher_right.ipynb)); use a trust horizon, or another teacher. And where the teacher can write
-# responses cheaply, run `sft` beside it: on *far* it was as good and sooner ([10](10_a_fair_comparison.ipynb)).
+# Read it like this.
+#
+# - **High agreement, few rejected tokens,** as on *near*: reverse KL will do.
+# - **Many rejected tokens, a reliable teacher,** as on *far*: look at the opening, the probability p of the teacher's first token
+#   under the student. One in 1/p responses has it. If that is a few steps' worth of responses, sampling finds it; if it is a hundred
+#   steps' worth or more, this is what guidance is for; between, try both. (In the map of [10](10_a_fair_comparison.ipynb), with 64
+#   responses a step, reverse KL was level or ahead at −5 nats, two steps' worth, and behind at −9, a hundred and more. The doctor
+#   warns from −6 on.)
+# - **Many rejected tokens, an unreliable teacher:** guidance teaches the teacher's confusion
+#   ([09](09_is_the_teacher_right.ipynb)); use a trust horizon, or another teacher.
+#
+# And where the teacher can write responses cheaply, run `sft` beside it: on *far* it was as good and sooner
+# ([10](10_a_fair_comparison.ipynb)).
 #
 # **All of it at once.** `tgpo_lab.diagnose`, on the command line `tgpo-lab doctor`, with the stand-in teacher that has two added
 # tokens. Each line is ok, a warning with what to change, or a refusal; the exit status is 0, 1 or 2.
@@ -330,15 +413,15 @@ for finding in found.findings:
         print(f"    → {finding.change}")
 
 # %% [markdown]
-# It can start, says the doctor, and warns of what random weights are bound to show: a teacher that is no better than its student.
+# No line says REFUSED, so it can start (exit status 1). The doctor warns of what random weights are bound to show: a teacher that is no better than its student.
 # On a real pair the ones about right answers would be a reason to stop; an opening that is hard to find chooses the method;
 # added tokens are for you to know.
 
 # %% [markdown]
 # ## Memory
 #
-# What takes memory on a GPU, in bytes for each parameter: the student's weights in float32 (4), their gradient (4) and
-# AdamW's two moments (8); the teacher's weights in bfloat16 (2). And then the logits. One tensor (B, T, V) in float32
+# What takes memory on a GPU if all weights are trained, in bytes for each parameter: the student's weights in float32 (4), their
+# gradient (4) and AdamW's two moments (8); the teacher's weights in bfloat16 (2). And then the logits. One tensor (B, T, V) in float32
 # takes 4·B·T·V bytes.
 #
 # **Predict.** For 8 responses of 4,096 tokens and a vocabulary of 151,936, are the logits larger or smaller than the
@@ -386,9 +469,11 @@ in_parts = torch.cat(
 print("equal to rounding:", torch.allclose(at_once, in_parts, rtol=1e-12))
 
 # %% [markdown]
-# **By the presets.** `estimate_memory` adds up all parts of a run, from the shapes of the models alone: besides weights and
-# optimizer the keys and values that are kept while sampling (one set for every token of every response that is being
-# written), activations, and a margin for fragments. Here with the published shapes, nothing is loaded:
+# **By the presets.** `estimate_memory` adds up all parts of a run, from the shapes of the models alone. Besides weights and
+# optimizer there is what only one phase needs at a time, and the largest counts: *sampling* (keys and values, one set for every
+# token of every response that is being written), *update* (what is stored for the way back through the layers) or *teacher pass*.
+# Then a second copy of float32 weights in bfloat16, CUDA's own *context*, and a margin for *fragments*. Here with the published
+# shapes, nothing is loaded, in GB (10⁹ bytes), as the makers of cards count:
 #
 # **Predict.** What is the largest part of the paper's setting: weights, optimizer, or sampling?
 
@@ -426,25 +511,28 @@ for preset, student_name, teacher_name in (
 # no result of a real pair. Take `--steps 3` first and multiply what you see; `tgpo-lab bench` gives tokens a second by phase.
 
 # %% [markdown]
-# ### Exercise 12.1 · Will it fit?
+# ### Exercise 12.3 · What still fits?
 #
-# *Difficulty 1 of 5 · 5 minutes.* Write a function that returns the GiB for weights, gradient and AdamW of the student
-# (float32), the teacher's weights (bfloat16), and one tensor of float32 logits for `positions` response positions.
+# *Difficulty 2 of 5 · 8 minutes.* A card has `card` bytes. On it are a student of which all weights are trained with AdamW (float32),
+# a teacher (bfloat16), and *one* float32 tensor of logits, for as many response positions as there is room for. Return that number
+# of positions, a whole number; 0 if the weights alone do not fit.
 #
 # <details><summary>Hint 1</summary>16 bytes for each of the student's parameters, 2 for each of the teacher's.</details>
-# <details><summary>Hint 2</summary>A GiB is 2³⁰ bytes, and a float32 takes 4.</details>
+# <details><summary>Hint 2</summary>A position takes V numbers of 4 bytes. Part of a position does not help:
+# <code>//</code>.</details>
 
 
 # %%
-def gibibytes(student_parameters: float, teacher_parameters: float, positions: int, vocabulary: int) -> float:
-    """Memory in GiB."""
+def positions_that_fit(card: int, student_parameters: int, teacher_parameters: int, vocabulary: int) -> int:
+    """Largest number of response positions whose logits fit on the card."""
     ### BEGIN SOLUTION
-    return (16 * student_parameters + 2 * teacher_parameters + 4 * positions * vocabulary) / 2**30
+    room = card - 16 * student_parameters - 2 * teacher_parameters
+    return max(room, 0) // (4 * vocabulary)
     ### END SOLUTION
 
 
 # %%
-check("12.1", gibibytes)
+check("12.3", positions_that_fit)
 
 # %% [markdown]
 # ## The first steps, and the logs
@@ -466,17 +554,17 @@ for path in sorted((work / "run").rglob("*")):
 # `config.json` holds everything that decides the numbers, with versions. `metrics.jsonl` has one line a step and is
 # written while the run goes on. A checkpoint is a Hugging Face folder: `from_pretrained` loads the student.
 #
-# What to look at in the first twenty steps of a real run:
+# What to look at in the first twenty steps of a real run. (*Measured positions*: exact divergences are taken at a random part of the
+# tokens, `measured_positions` of them.)
 
 # %%
-for name in ("truncated", "entropy", "agreement", "rejected", "gradient_norm", "weight"):
+watched = ["reward", "length", "truncated", "agreement", "rejected", "gradient_norm"]
+for name in watched:
     print(f"{name}: {METRICS[name].definition}\n    healthy: {METRICS[name].healthy}")
 
 # %% tags=["nbval-ignore-output"]
 steps = metrics_frame(read_rows(work / "run" / "metrics.jsonl"))
-print(
-    steps[["step", "reward", "length", "truncated", "agreement", "rejected"]].dropna().round(2).to_string(index=False)
-)
+print(steps[["step", *watched]].dropna().round(2).to_string(index=False))
 
 # %% [markdown]
 # No reward and nearly every response cut: random weights do not end. If a real pair starts like this, stop and go through
@@ -496,6 +584,23 @@ with torch.no_grad():
 # do.
 
 # %% [markdown]
+# ## Afterwards
+#
+# A run that has ended, or was stopped with Ctrl-C, goes on from its last checkpoint, to more steps if you like; and its student is
+# measured on the held-out prompts with the run's own settings:
+#
+# ```
+# tgpo-lab train --resume runs/first --steps 300
+# tgpo-lab evaluate --run runs/first
+# ```
+#
+# From Python the run comes back whole, its metrics as a table and its student as a model:
+
+# %%
+run = load_run(work / "run")
+print(run.completed, type(run.student).__name__, run.metrics["step"].tolist())
+
+# %% [markdown]
 # ## Recap
 #
 # | question | in the library |
@@ -504,7 +609,7 @@ with torch.no_grad():
 # | do the two fit together? | `load_pair(student, teacher)` refuses what cannot work |
 # | all checks before training | `tgpo-lab doctor`, from Python `tgpo_lab.diagnose` |
 # | how far apart, and is the teacher right there? | `measure_pair`, or `tgpo-lab pairs measure STUDENT TEACHER` |
-# | what happened? | `metrics.jsonl`, `load_run`, [docs/metrics.md](../docs/metrics.md) |
+# | what happened? | `metrics.jsonl`, `runs.load_run`, [docs/metrics.md](../docs/metrics.md) |
 # | what does the model read, what is right? | `PromptFormat`; `tasks.rewards.REWARDS` |
 # | will it fit? | `doctor.memory_estimate.estimate_memory`, part of the doctor |
 #

@@ -89,6 +89,18 @@ def _with_replacement(right, n, k):
     return sum(1 - (1 - c / n) ** k for c in right) / len(right)
 
 
+def _all_right(right, n, k):
+    return sum(math.comb(c, k) / math.comb(n, k) for c in right) / len(right)
+
+
+def _not_all_right(right, n, k):
+    return 1 - _all_right(right, n, k)
+
+
+def _each_prompt(right, n, k):
+    return [_pass_at_k([c], n, k) for c in right]
+
+
 def _pooled(right, n, k):
     return 1 - math.comb(n * len(right) - sum(right), k) / math.comb(n * len(right), k)
 
@@ -99,11 +111,28 @@ def _written() -> list[tuple]:
     student = -6 * torch.rand(3, 6, generator=random)
     teacher = (student - 12 * torch.rand(3, 6, generator=random) + 3).clamp(max=-0.1)
     student, teacher = student.masked_fill(~mask, 0.0), teacher.masked_fill(~mask, -20.0)
+    student[0, 1:3], teacher[0, 1:3] = torch.tensor([-1.0, -0.5]), torch.tensor([-5.0, -2.5])  # exactly a threshold
     return [(student, teacher, mask, threshold) for threshold in (4.0, 2.0)]
 
 
 def _rejected(student_logprobs, teacher_logprobs, mask, threshold):
     return ((student_logprobs - teacher_logprobs)[mask] > threshold).float().mean().item()
+
+
+def _threshold_too(student_logprobs, teacher_logprobs, mask, threshold):
+    return ((student_logprobs - teacher_logprobs)[mask] >= threshold).float().mean().item()
+
+
+def _ratio(student_logprobs, teacher_logprobs, mask, threshold):
+    return ((student_logprobs - teacher_logprobs)[mask].exp() > threshold).float().mean().item()
+
+
+def _counted(student_logprobs, teacher_logprobs, mask, threshold):
+    return _rejected(student_logprobs, teacher_logprobs, mask, threshold) * mask.sum().item()
+
+
+def _padding_above_the_bar(student_logprobs, teacher_logprobs, mask, threshold):
+    return (((student_logprobs - teacher_logprobs) > threshold).sum() / mask.sum()).item()
 
 
 def _either_sign(student_logprobs, teacher_logprobs, mask, threshold):
@@ -132,9 +161,11 @@ def _improbable(student_logprobs, teacher_logprobs, mask, threshold):
 
 
 def _number(function, *arguments):
-    """A tensor with one number is as good as a float."""
+    """A tensor is as good as a float, with several numbers as good as a list of them."""
     result = function(*arguments)
-    return result.item() if isinstance(result, torch.Tensor) and result.numel() == 1 else result
+    if not isinstance(result, torch.Tensor):
+        return result
+    return result.item() if result.numel() == 1 else result.tolist()
 
 
 EXERCISES = (
@@ -170,6 +201,10 @@ EXERCISES = (
             "This draws with putting back: 1 − (1 − c/n)^k. It is biased; count the draws of k out of n instead.": (
                 _with_replacement
             ),
+            "C(c, k)/C(n, k) is the chance that all k are right; for pass@k one right sample is enough.": _all_right,
+            "1 − C(c, k)/C(n, k) is the chance that not all k are right. Count the draws from the n − c wrong samples "
+            "in place of the c right ones.": _not_all_right,
+            "This is one number for each prompt; take their mean.": _each_prompt,
             "You counted all prompts as one. Estimate each prompt by itself, then take the mean: prompts are not "
             "alike.": _pooled,
             "This is the chance that all k are wrong; pass@k is one minus it.": (
@@ -194,7 +229,13 @@ EXERCISES = (
             "The difference is the wrong way round: rejected is what the teacher finds less probable.": (
                 _other_way_round
             ),
+            "Exactly the threshold is not above it.": _threshold_too,
             "Padding was counted as if it had been written: select with the mask first.": _padding_counted,
+            "You divided by the number of tokens, but counted padding above the fraction bar: select with the mask "
+            "first.": _padding_above_the_bar,
+            "This is a count; the share is that divided by the number of tokens.": _counted,
+            "The threshold is in nats, so it is a difference of log-probabilities. You compared exp() of it, which is "
+            "a ratio of probabilities.": _ratio,
             "You divided by all places; divide by the number of tokens, which is the sum of the mask.": (
                 _divided_by_places
             ),

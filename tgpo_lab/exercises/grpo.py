@@ -29,9 +29,10 @@ def _unguarded(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def _moved() -> list[tuple[Tensor, Tensor, Tensor, float, float]]:
-    ratios = torch.tensor([0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5])
-    old = torch.linspace(-3, -1, 7).expand(3, 7)
-    advantages = torch.tensor([[1.0], [-1.5], [0.0]]).expand(3, 7)
+    # 1.29 and 0.79: outside the clip, but their logarithms are within 0.28 and 0.2 + 0.04 of 0.
+    ratios = torch.tensor([0.5, 0.75, 0.79, 0.9, 1.0, 1.1, 1.25, 1.29, 1.5])
+    old = torch.linspace(-3, -1, 9).expand(3, 9)
+    advantages = torch.tensor([[1.0], [-1.5], [0.0]]).expand(3, 9)
     return [(old + ratios.log(), old, advantages, 0.2, high) for high in (0.28, 0.2)]
 
 
@@ -68,6 +69,11 @@ EXERCISES = (
             "Rows of one prompt stand together: the first group is the first G rows, not every G-th row.": (
                 lambda rewards, group_size: _normalized(rewards.view(group_size, -1), 0).flatten()
             ),
+            "The group's mean is not subtracted.": (
+                lambda rewards, group_size: torch.nan_to_num(
+                    rewards.view(-1, group_size) / rewards.view(-1, group_size).std(-1, keepdim=True), posinf=0.0
+                ).flatten()
+            ),
             "The division by the group's standard deviation is missing.": (
                 lambda rewards, group_size: group_advantages(rewards, group_size, normalize_std=False)
             ),
@@ -98,6 +104,19 @@ EXERCISES = (
             ),
             "Tokens with advantage 0 are missing: whatever their ratio is, 0 times it has no gradient.": _by_conditions(
                 lambda ratio, a, low, high: (a > 0) & (ratio > 1 + high) | (a < 0) & (ratio < 1 - low)
+            ),
+            "You compared the difference of the log-probabilities with the widths; the ratio is its exp().": (
+                lambda logprobs, old, a, low, high: (
+                    (a > 0) & (logprobs - old > high) | (a < 0) & (logprobs - old < -low) | (a == 0)
+                )
+            ),
+            "low and high are swapped: low is the width below 1, high the one above.": _by_conditions(
+                lambda ratio, a, low, high: (a > 0) & (ratio > 1 + low) | (a < 0) & (ratio < 1 - high) | (a == 0)
+            ),
+            "The ratio is upside down: it is the student now over the student that sampled.": _by_conditions(
+                lambda ratio, a, low, high: (
+                    (a > 0) & (1 / ratio > 1 + high) | (a < 0) & (1 / ratio < 1 - low) | (a == 0)
+                )
             ),
             "The upper bound is 1 + high, and high can differ from low.": _by_conditions(
                 lambda ratio, a, low, high: (a > 0) & (ratio > 1 + low) | (a < 0) & (ratio < 1 - low) | (a == 0)

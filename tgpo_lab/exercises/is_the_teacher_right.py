@@ -89,7 +89,8 @@ def _running(teacher_logprobs, step, shifted=True):
 
 def _batches() -> list[tuple[Tensor, Tensor, Tensor, float]]:
     teacher = -torch.tensor(
-        [[0.1, 3.0, 9.0, 0.2, 0.1, 6.0, 0.3], [14.0, 0.1, 0.1, 2.0, 0.0, 0.0, 0.0], [0.5, 1.9, 2.1, 0.3, 0.2, 0.0, 0.0]]
+        # The last row has a surprise of exactly 4 and of exactly 2: not above the threshold.
+        [[0.1, 3.0, 9.0, 0.2, 0.1, 6.0, 0.3], [14.0, 0.1, 0.1, 2.0, 0.0, 0.0, 0.0], [0.5, 2.0, 4.0, 0.3, 0.2, 0.0, 0.0]]
     )
     student = -torch.tensor(
         [[0.3, 0.2, 4.5, 0.1, 5.0, 1.0, 0.2], [0.1, 0.1, 7.0, 2.2, 0.0, 0.0, 0.0], [2.5, 0.1, 0.4, 0.2, 0.1, 0.0, 0.0]]
@@ -142,6 +143,13 @@ EXERCISES = (
             "This is the number of right continuations; divide by the number of prefixes.": (
                 lambda *arguments: _reliability(*arguments) * len(arguments[0])
             ),
+            "This is the share of wrong continuations; take it from 1.": lambda *arguments: (
+                1 - _reliability(*arguments)
+            ),
+            "You put something between prefix and continuation. The student may have begun a number that the teacher "
+            "finishes: join them without a space.": (
+                lambda prefixes, *others: _reliability([prefix + " " for prefix in prefixes], *others)
+            ),
         },
     ),
     Exercise(
@@ -162,6 +170,9 @@ EXERCISES = (
             "This is a moving average, with the newest surprise times 1 − λ. Doubt adds the surprise itself.": (
                 lambda logprobs, memory: _running(logprobs, lambda d, s: memory * d + (1 - memory) * s)
             ),
+            "This is the last surprise alone: what was there before, times λ, is to be added to it.": (
+                lambda logprobs, memory: _running(logprobs, lambda d, s: s)
+            ),
             "This keeps the largest faded surprise; the exercise asks for their sum.": (
                 lambda logprobs, memory: teacher_doubt(logprobs, "worst_token", memory)
             ),
@@ -176,6 +187,12 @@ EXERCISES = (
             "The departure itself is missing. The prefix before it is still believable, and the teacher's answer there "
             "is what the student should have written.": _without_departure,
             "One position too many: after the departure the prefix holds it already.": _one_more,
+            "A surprise of exactly τ is not above it.": (
+                lambda student, teacher, mask, threshold: _horizon(student, teacher, mask, threshold - 1e-4)
+            ),
+            "You compared the probability with the threshold; a surprise is −log of it, in nats.": (
+                lambda student, teacher, mask, threshold: _horizon(student, -teacher.exp(), mask, threshold)
+            ),
             "You left out the surprising tokens alone and kept all after them. Once a departure is in the prefix "
             "it stays there: this horizon does not come back.": (
                 lambda student, teacher, mask, threshold: (-teacher <= threshold) & mask

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..losses import masked_sum, policy_gradient_loss, reverse_kl_advantage
-from .checking import Exercise
+from .checking import Exercise, Told, gradient_of, loss_and_gradient
 
 
 def _logprobs_with_padding() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -16,11 +16,7 @@ def _logprobs_with_padding() -> list[tuple[torch.Tensor, torch.Tensor, torch.Ten
 
 
 def _gradient(function, logprobs, teacher_logprobs, mask):
-    logprobs = logprobs.clone().requires_grad_()
-    loss = function(logprobs, teacher_logprobs, mask)
-    if not isinstance(loss, torch.Tensor):
-        return loss  # the check says what is missing
-    return torch.autograd.grad(loss, logprobs)[0] if loss.requires_grad else torch.zeros_like(logprobs)
+    return loss_and_gradient(function, logprobs, teacher_logprobs, mask)[1]
 
 
 def _reference(logprobs, teacher_logprobs, mask):
@@ -33,6 +29,14 @@ def _not_detached(logprobs, teacher_logprobs, mask):
 
 def _wrong_sign(logprobs, teacher_logprobs, mask):
     return -_reference(logprobs, teacher_logprobs, mask)
+
+
+def _other_factor_detached(logprobs, teacher_logprobs, mask):
+    return -((teacher_logprobs - logprobs) * logprobs.detach())[mask].mean()
+
+
+def _divided_by_rows(logprobs, teacher_logprobs, mask):
+    return _sum_over_tokens(logprobs, teacher_logprobs, mask) / len(mask)
 
 
 def _difference_alone(logprobs, teacher_logprobs, mask):
@@ -66,6 +70,17 @@ def _packed() -> list[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]:
     ]
 
 
+def _losses_and_gradients(function, per_token, mask, micro_batches):
+    """The losses of the micro-batches, and the gradient of each by the losses per token."""
+    leaf = per_token.clone().requires_grad_()
+    losses = function(leaf.clone(), mask, micro_batches)
+    if not isinstance(losses, list | tuple):
+        return losses, None
+    if any(isinstance(loss, float | int) for loss in losses):
+        raise Told("Your list holds Python numbers: return the losses as tensors, so that they can be differentiated.")
+    return losses, [gradient_of(loss, leaf) if isinstance(loss, torch.Tensor) else None for loss in losses]
+
+
 def _one_normalizer(per_token, mask, micro_batches):
     return [masked_sum(per_token[rows], mask[rows], mask.sum()) for rows in micro_batches]
 
@@ -75,6 +90,11 @@ def _divided_by(count):
     return lambda per_token, mask, micro_batches: [
         masked_sum(per_token[rows], mask[rows], 1) / count(mask, rows, micro_batches) for rows in micro_batches
     ]
+
+
+def _without_mask(reduce):
+    """A function that reduces the values of each micro-batch, padding and all, by ``reduce(values, mask)``."""
+    return lambda per_token, mask, micro_batches: [reduce(per_token[rows], mask) for rows in micro_batches]
 
 
 def _ratios() -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
@@ -92,25 +112,35 @@ def _surrogate(logprobs, old_logprobs, advantages, mask):
     return policy_gradient_loss(logprobs, old_logprobs, advantages, mask)
 
 
-def _choice(choose):
+def _choice(choose, ratio=lambda new, old: (new - old).exp(), mean=lambda values, mask: values[mask].mean()):
     """Mean of −``choose(ρA, clip(ρ)A)`` over unmasked tokens, as a function like the learner's."""
 
     def loss(logprobs, old_logprobs, advantages, mask):
-        ratio = (logprobs - old_logprobs).exp()
-        return -choose(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)[mask].mean()
+        moved = ratio(logprobs, old_logprobs)
+        return -mean(choose(moved * advantages, moved.clamp(0.8, 1.2) * advantages), mask)
 
     return loss
-
-
-def _ratio_of_logarithms(logprobs, old_logprobs, advantages, mask):
-    ratio = logprobs / old_logprobs
-    return -torch.minimum(ratio * advantages, ratio.clamp(0.8, 1.2) * advantages)[mask].mean()
 
 
 def _minimum_of_ratios(logprobs, old_logprobs, advantages, mask):
     ratio = (logprobs - old_logprobs).exp()
     return -(torch.minimum(ratio, ratio.clamp(0.8, 1.2)) * advantages)[mask].mean()
 
+
+def _masked(values, mask):
+    return torch.where(mask, values, 0.0)
+
+
+_PADDING_COUNTED = "Padding is counted: select the positions with the mask before you take the mean."
+_PADDING_IN_THE_NORMALIZER = (
+    "Padding is left out of the sum but not of the number it is divided by: use the number of unmasked positions."
+)
+_SUM = "This is a sum over tokens; the loss is a mean over the response tokens of the batch."
+_MEAN_OF_ROWS = (
+    "This is a mean over each response first, then over responses: a token of a short one weighs more. Divide once, by "
+    "all response tokens."
+)
+_ROWS = "You divide by the number of rows; the mean is over response tokens."
 
 EXERCISES = (
     Exercise(
@@ -128,14 +158,16 @@ EXERCISES = (
             "The sign is the wrong way round: this loss makes rejected tokens more probable.": _wrong_sign,
             "The teacher is not in this gradient: you differentiate the difference of log-probabilities itself. Use it "
             "as a detached factor of log πθ.": _difference_alone,
-            "Padding is counted: select the positions with the mask before you take the mean.": _padding_counted,
-            "Padding is left out of the sum but not of the number it is divided by: use the number of unmasked "
-            "positions.": _padding_in_the_normalizer,
-            "This is a sum over tokens; the loss is a mean over the response tokens of the batch.": _sum_over_tokens,
-            "This is a mean over each response first, then over responses: a token of a short one weighs more. Divide "
-            "once, by all response tokens.": _mean_of_rows,
+            "You detached log πθ, and the advantage carries the gradient. It is the other way round: detach the "
+            "advantage alone.": _other_factor_detached,
+            _PADDING_COUNTED: _padding_counted,
+            _PADDING_IN_THE_NORMALIZER: _padding_in_the_normalizer,
+            _SUM: _sum_over_tokens,
+            _MEAN_OF_ROWS: _mean_of_rows,
+            _ROWS: _divided_by_rows,
         },
         _gradient,
+        observed="the gradient of your loss by the student's log-probabilities",
     ),
     Exercise(
         "05.2",
@@ -152,10 +184,28 @@ EXERCISES = (
             "The normaliser counts padding: use the number of unmasked positions, not B × T.": (
                 _divided_by(lambda mask, rows, parts: mask.numel())
             ),
-            "You divide by the number of rows; the mean is over response tokens.": (
-                _divided_by(lambda mask, rows, parts: len(mask))
+            _ROWS: _divided_by(lambda mask, rows, parts: len(mask)),
+            "Each micro-batch's mean is weighed by its share of the rows; it must be its share of the tokens. That is "
+            "its sum, divided by the tokens of the whole batch.": _divided_by(
+                lambda mask, rows, parts: mask[rows].sum() * len(mask) / len(rows)
+            ),
+            "These are sums over tokens; the division by the tokens of the whole batch is missing.": (
+                _divided_by(lambda mask, rows, parts: 1)
+            ),
+            "The mask is not used: padding counts in these losses.": (
+                _without_mask(lambda values, mask: values.mean()),
+                _without_mask(lambda values, mask: values.sum() / mask.sum()),
+                _without_mask(lambda values, mask: values.sum() / mask.numel()),
+                _without_mask(lambda values, mask: values.sum()),
+            ),
+            "This is the sum over all micro-batches. Return the list: a trainer calls backward() on one after the "
+            "other.": lambda *arguments: sum(_one_normalizer(*arguments)),
+            "The numbers are right, but no gradient flows through them: the losses must not be detached.": (
+                lambda *arguments: [loss.detach() for loss in _one_normalizer(*arguments)]
             ),
         },
+        _losses_and_gradients,
+        parts=("your losses", "the gradients of your losses by the losses per token"),
     ),
     Exercise(
         "05.3",
@@ -171,7 +221,8 @@ EXERCISES = (
                 lambda plain, clipped: plain
             ),
             "The ratio is one of probabilities: take exp() of the difference of the log-probabilities.": (
-                _ratio_of_logarithms
+                _choice(torch.minimum, lambda new, old: new / old),
+                _choice(torch.minimum, lambda new, old: new - old),
             ),
             "The smaller ratio is taken before it is multiplied by A. For A below zero the smaller product is that of "
             "the larger ratio: multiply first.": _minimum_of_ratios,
@@ -179,8 +230,20 @@ EXERCISES = (
                 lambda *arguments: -_surrogate(*arguments)
             ),
             "The ratio is upside down: it is the student now over the student that sampled.": (
-                lambda logprobs, old_logprobs, advantages, mask: _surrogate(old_logprobs, logprobs, advantages, mask)
+                _choice(torch.minimum, lambda new, old: (old - new).exp())
             ),
+            "No gradient reaches the student: the ratio must not be detached, it is what is differentiated.": (
+                lambda *arguments: _surrogate(*arguments).detach()
+            ),
+            _PADDING_COUNTED: _choice(torch.minimum, mean=lambda values, mask: values.mean()),
+            _PADDING_IN_THE_NORMALIZER: _choice(torch.minimum, mean=lambda values, mask: _masked(values, mask).mean()),
+            _SUM: _choice(torch.minimum, mean=lambda values, mask: values[mask].sum()),
+            _MEAN_OF_ROWS: _choice(
+                torch.minimum, mean=lambda values, mask: (_masked(values, mask).sum(-1) / mask.sum(-1)).mean()
+            ),
+            _ROWS: _choice(torch.minimum, mean=lambda values, mask: values[mask].sum() / len(mask)),
         },
+        loss_and_gradient,
+        parts=("your loss", "the gradient of your loss by the student's log-probabilities"),
     ),
 )

@@ -77,6 +77,14 @@ def _mean_of_rows(values, mask, normalizer=None):
     return chosen.sum() / normalizer if normalizer else (chosen.sum(-1) / mask.sum(-1)).mean()
 
 
+def _mean_of_rows_always(values, mask, normalizer=None):
+    return _mean_of_rows(values, mask)
+
+
+def _zeros_in_the_mean(values, mask, normalizer=None):
+    return torch.where(mask, values, 0.0).mean()
+
+
 def _with_normalizer(values, mask, normalizer=None):
     return masked_sum(values, mask, normalizer)
 
@@ -98,6 +106,13 @@ EXERCISES = (
             ),
             "These are probabilities; the logarithm is missing.": (
                 lambda logits, tokens, prompt_length: _logprobs(logits, tokens, prompt_length).exp()
+            ),
+            "These are −log π, all above zero, as cross_entropy gives them: put a minus sign in front.": (
+                lambda logits, tokens, prompt_length: -_logprobs(logits, tokens, prompt_length)
+            ),
+            "There is one dimension too many, which gather has left at the end: drop the last dimension with "
+            "squeeze(-1).": lambda logits, tokens, prompt_length: _logprobs(logits, tokens, prompt_length).unsqueeze(
+                -1
             ),
             "This scores the prompt's tokens as well: keep those of the response, from place P on.": _everything,
             "You added the tokens up; keep one number for each token of the response.": (
@@ -123,6 +138,8 @@ EXERCISES = (
             "It is the other way round: True is for what counts.": (
                 lambda responses, end_token: ~_mask(responses, end_token)
             ),
+            "The numbers are right, but the mask must be bool: a mask of whole numbers picks rows where a bool one "
+            "selects.": lambda responses, end_token: _mask(responses, end_token).int(),
         },
     ),
     Exercise(
@@ -143,6 +160,10 @@ EXERCISES = (
             "This is a mean of the rows' means: a token of a short row weighs more. Divide once, by all true places.": (
                 _mean_of_rows
             ),
+            "This is a mean of the rows' means, and the normaliser that was given is not used. Divide the sum once, by "
+            "the normaliser.": _mean_of_rows_always,
+            "mean() counts the places outside the mask as zeros: divide the sum by the normaliser, and without one by "
+            "the number of true places.": _zeros_in_the_mean,
             "This is the sum; the division is missing.": (
                 lambda values, mask, normalizer=None: torch.where(mask, values, 0.0).sum()
             ),

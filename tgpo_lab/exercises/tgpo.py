@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..losses import forward_kl_per_token, guidance_loss, masked_sum, token_logprobs
 from ..schedules import LinearDecay
-from .checking import Exercise
+from .checking import Exercise, Told, gradient_of
 
 
 def _batches() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
@@ -24,15 +24,15 @@ def _batches() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 def _value_and_gradients(function, student_logits, teacher_logits, tokens, mask):
     """The loss and its gradients by both logits; zeros where none flows."""
-    logits = [student_logits.clone().requires_grad_(), teacher_logits.clone().requires_grad_()]
-    value = function(*logits, tokens, mask)
-    if not isinstance(value, Tensor) or value.ndim:
+    leaves = [student_logits.clone().requires_grad_(), teacher_logits.clone().requires_grad_()]
+    value = function(*(leaf.clone() for leaf in leaves), tokens, mask)
+    if isinstance(value, float | int):
+        raise Told("Your loss is a plain number: return the tensor, so that it can be differentiated.")
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise Told(f"Your function returned the shape {tuple(value.shape)}: return one scalar, not a value a position.")
+    if not isinstance(value, Tensor):
         return value
-    gradients: list[Tensor | None] = [None, None]
-    if value.requires_grad:
-        gradients = list(torch.autograd.grad(value, logits, allow_unused=True))
-    filled = [torch.zeros_like(x) if g is None else g for x, g in zip(logits, gradients, strict=True)]
-    return value.detach(), *filled
+    return value.detach().reshape(()), *(gradient_of(value, leaf) for leaf in leaves)
 
 
 def _guidance(student_logits, teacher_logits, tokens, mask):
@@ -72,6 +72,19 @@ def _where_they_differ(student_logits, teacher_logits, tokens, mask):
 
 def _students_own(student_logits, teacher_logits, tokens, mask):
     return guidance_loss(student_logits, student_logits.argmax(-1), mask)
+
+
+def _forward_kl_detached(student_logits, teacher_logits, tokens, mask):
+    return masked_sum(forward_kl_per_token(student_logits, teacher_logits.detach()), mask)
+
+
+def _soft_labels_detached(student_logits, teacher_logits, tokens, mask):
+    return _whole_distribution(student_logits, teacher_logits.detach(), tokens, mask)
+
+
+def _raw_logits(student_logits, teacher_logits, tokens, mask):
+    chosen = student_logits.gather(-1, teacher_logits.argmax(-1, keepdim=True)).squeeze(-1)
+    return -masked_sum(chosen, mask)
 
 
 def _teachers_score(student_logits, teacher_logits, tokens, mask):
@@ -128,12 +141,19 @@ EXERCISES = (
             ),
             "This is the cross-entropy against the teacher's whole distribution, and a gradient flows into the "
             "teacher. Take its most probable token alone.": _whole_distribution,
-            "This is the forward KL, over the whole vocabulary. Take the teacher's best token alone.": _forward_kl,
+            "This uses the teacher's whole distribution (its cross-entropy or the forward KL). Take its most probable "
+            "token alone.": (_forward_kl, _forward_kl_detached, _soft_labels_detached),
+            "log_softmax is missing: these are logits, not log-probabilities.": _raw_logits,
+            "No gradient reaches the student's logits: something is detached that must not be.": (
+                lambda *arguments: _guidance(*arguments).detach()
+            ),
             "The sign is the wrong way round: the loss is minus the log-probability.": (
                 lambda *arguments: -_guidance(*arguments)
             ),
         },
         observe=_value_and_gradients,
+        observed="your loss and its gradients by both models' logits",
+        parts=("loss", "gradient by the student's logits", "gradient by the teacher's logits"),
     ),
     Exercise(
         "08.2",
@@ -143,6 +163,11 @@ EXERCISES = (
         {
             "Positions at which the student wrote the teacher's token already are counted too; nothing is changed "
             "there.": lambda tokens, teacher, right: torch.where(right.any(-1), right.int().argmax(-1), -1),
+            "You looked at the positions where the student wrote the teacher's token; look at the others.": (
+                lambda tokens, teacher, right: _unlocking(
+                    tokens + (tokens != teacher), tokens, right & (tokens == teacher)
+                )
+            ),
             "This is the last such position; the first one is asked for.": _last,
             "A response without such a position gave 0, which is a position. Give −1 there.": (
                 lambda tokens, teacher, right: ((tokens != teacher) & right).int().argmax(-1)

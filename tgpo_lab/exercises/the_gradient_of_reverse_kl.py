@@ -49,27 +49,39 @@ def _weighed_by_teacher(student, teacher):
     return (teacher.softmax(-1) * d) @ scores
 
 
-def _best_baseline(student, teacher):
+def _transposed(student, teacher):
     probabilities, d, scores = _parts(student, teacher)
-    weights = probabilities * scores.square().sum(-1)
-    return (weights * d).sum() / weights.sum()
+    return scores @ (probabilities * d)
 
 
-def _not_squared(student, teacher):
-    probabilities, d, scores = _parts(student, teacher)
-    weights = probabilities * scores.norm(dim=-1)
-    return (weights * d).sum() / weights.sum()
+def _forward_gradient(student, teacher):
+    return student.softmax(-1) - teacher.softmax(-1)
 
 
-def _without_probabilities(student, teacher):
-    _, d, scores = _parts(student, teacher)
-    weights = scores.square().sum(-1)
-    return (weights * d).sum() / weights.sum()
+def _raw_logits(student, teacher):
+    return (student.exp() * (student - teacher)) @ (torch.eye(len(student), dtype=student.dtype) - student.exp())
 
 
-def _not_divided(student, teacher):
-    probabilities, d, scores = _parts(student, teacher)
-    return (probabilities * scores.square().sum(-1) * d).sum()
+def _raw_weights(student, teacher):
+    return (student.exp() * (student - teacher)) @ _parts(student, teacher)[2]
+
+
+def _weighted_mean(weights_of, divisor_of=None):
+    """Σ w·d / Σ w with weights w made of probabilities (V,) and scores (V, V), as a function like the learner's."""
+
+    def baseline(student, teacher):
+        probabilities, d, scores = _parts(student, teacher)
+        divisor = (divisor_of or weights_of)(probabilities, scores).sum()
+        return (weights_of(probabilities, scores) * d).sum() / divisor
+
+    return baseline
+
+
+def _lengths(probabilities, scores):
+    return probabilities * scores.square().sum(-1)
+
+
+_best_baseline = _weighted_mean(_lengths)
 
 
 def _sampled(estimator: str) -> Callable:
@@ -113,12 +125,14 @@ def _losses() -> list[tuple]:
     # With two tokens of probability ½ nothing is rounded: what cancels in the mean is exactly zero.
     even = torch.zeros(2, dtype=torch.float64)
     exact = (_same_for_every_token, even, torch.tensor([1.0, 0.0]).double(), torch.tensor([0.0, 2.0]).double())
-    return [(loss, student, teacher, other) for loss in losses] + [exact]
+    # The third token is never drawn. A sum without weights sees it and differs; with weights both are zero.
+    unused = (_same_for_every_token, *(torch.tensor(x).double() for x in ([0, 0, -1000], [1, 0, 0], [0, 2, 0])))
+    return [(loss, student, teacher, other) for loss in losses] + [exact, unused]
 
 
-def _weighted_gradient(loss, student, teacher, *, through_weights: bool = False):
+def _weighted_gradient(loss, student, teacher, *, through_weights: bool = False, equal_weights: bool = False):
     student = student.clone().requires_grad_()
-    weights = student.softmax(-1)
+    weights = torch.ones_like(student) if equal_weights else student.softmax(-1)
     if not through_weights:
         weights = weights.detach()
     total = sum(weight * loss(student, teacher, token) for token, weight in enumerate(weights))
@@ -141,6 +155,11 @@ def _through_weights(loss, student, teacher, other):
         _weighted_gradient(loss, student, other, through_weights=True),
         atol=1e-6,
     )
+
+
+def _unweighted_sum(loss, student, teacher, other):
+    gradients = [_weighted_gradient(loss, student, each, equal_weights=True) for each in (teacher, other)]
+    return not torch.allclose(*gradients, atol=1e-6)
 
 
 def _values_differ(loss, student, teacher, other):
@@ -181,6 +200,13 @@ EXERCISES = (
             "The score is more than a one at the token: subtract all probabilities from it. As it is, the entries do "
             "not add up to zero.": _one_hot_alone,
             "You weighed by the teacher's probabilities, but the student draws the samples.": _weighed_by_teacher,
+            "You multiplied by the score matrix from the wrong side. Its rows are the scores, so the weights stand in "
+            "front: weights @ scores.": _transposed,
+            "These are logits, and the formula needs log-probabilities: take log_softmax first.": (
+                _raw_logits,
+                _raw_weights,
+            ),
+            "This is πθ − πT, the gradient of the forward KL.": _forward_gradient,
             "The sign is the wrong way round: this is the direction to go, and the gradient of the loss is minus "
             "that.": lambda student, teacher: -_gradient_by_autograd(student, teacher),
         },
@@ -198,6 +224,7 @@ EXERCISES = (
             "A gradient that is not zero need not know the teacher: compare the gradients under the two teachers.": (
                 _any_gradient
             ),
+            "The tokens are added without weights: a token counts as often as the student draws it.": _unweighted_sum,
             "Two gradients that are equal on paper differ by rounding here: compare them with a tolerance, as "
             "torch.allclose does.": _no_tolerance,
             "What depends on the teacher for single tokens can cancel in the mean: weigh the tokens by the student's "
@@ -216,9 +243,21 @@ EXERCISES = (
         {
             "This is the mean of d, a good baseline. The best one weighs each token by the squared length of its "
             "score, too.": reverse_kl_per_token,
-            "The scores' lengths must be squared.": _not_squared,
-            "The student's probabilities are missing from the weights.": _without_probabilities,
-            "The division by the sum of the weights is missing: the result is a weighted mean of d.": _not_divided,
+            "The scores' lengths must be squared.": _weighted_mean(lambda p, scores: p * scores.norm(dim=-1)),
+            "The student's probabilities are missing from the weights.": (
+                _weighted_mean(lambda p, scores: scores.square().sum(-1))
+            ),
+            "The student's probabilities are missing below the fraction bar: that is E[‖s‖²], a mean as well.": (
+                _weighted_mean(_lengths, lambda p, scores: scores.square().sum(-1))
+            ),
+            "‖s‖² is more than (1 − π(v))²: all other entries of the score, −π(u), count as well.": (
+                _weighted_mean(lambda p, scores: p * (1 - p).square())
+            ),
+            "You summed over the columns of the score matrix. The score of a token is its row: sum over the last "
+            "dimension.": _weighted_mean(lambda p, scores: p * scores.square().sum(0)),
+            "The division by the sum of the weights is missing: the result is a weighted mean of d.": (
+                _weighted_mean(_lengths, lambda p, scores: torch.ones(1))
+            ),
             "The sign is the wrong way round: b is subtracted from d = log πθ − log πT.": (
                 lambda student, teacher: -_best_baseline(student, teacher)
             ),

@@ -54,7 +54,7 @@ class TGPO(GRPO):
     soft_horizon: bool = False
     """Of the trust horizon: weigh guidance by exp(−doubt/τ), in place of 1 up to a doubt of τ and 0 above."""
     conditioned: bool = True
-    """False is the ablation: as many teacher tokens, but from the teacher's own responses."""
+    """False is the ablation: tokens from the teacher's own responses, in each step as many as the student wrote."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -196,6 +196,6 @@ register(
 register(
     "tgpo-unconditioned",
     TGPO(conditioned=False),
-    "Ablation: as many teacher tokens, but from the teacher's own responses.",
+    "Ablation: the same loss on the teacher's own responses, in each step on as many tokens as the student wrote.",
     tiny=_TINY,
 )

@@ -140,14 +140,19 @@ def conditioning(results: StudyResults) -> Content:
     used = at_prefixes.where(steps["label"] == "tgpo", own).where(steps["label"] != "tgpo-unconditioned", as_many)
     # Accuracy at a step was measured before that step's tokens.
     steps["teacher_tokens"] = used.groupby(steps["cell"]).cumsum() - used
+    steps["written"] = own.groupby(steps["cell"]).cumsum() - own
     measured = steps.dropna(subset=["accuracy"])
     rows = []
     for pair, of_pair in measured.groupby("pair", sort=False):
         reached = of_pair.groupby("cell")["teacher_tokens"].max()
         budget = reached.min()
         for (label, seed), run in of_pair.groupby(["label", "seed"]):
-            accuracy = np.interp(budget, run["teacher_tokens"], run["accuracy"])
-            rows.append({"pair": pair, "label": label, "seed": seed, "budget": budget, "accuracy": accuracy})
+            accuracy, written = (
+                np.interp(budget, run["teacher_tokens"], run[column]) for column in ("accuracy", "written")
+            )
+            by_written = np.nan if run["written"].max() < budget else np.interp(budget, run["written"], run["accuracy"])
+            rows.append({"pair": pair, "label": label, "seed": seed, "budget": budget, "accuracy": accuracy,
+                         "written": written, "by_written": by_written})  # fmt: skip
     table = pd.DataFrame(rows)
     shown = pd.DataFrame(
         {
@@ -155,12 +160,18 @@ def conditioning(results: StudyResults) -> Content:
             "teacher tokens": f"{group['budget'].iloc[0]:,.0f}",
             "method": label,
             "held-out accuracy there": tables.interval_text(mean_interval(group["accuracy"], (0, 1)), percent=True),
+            "written by the teacher by then": f"{group['written'].mean():,.0f}",
+            "held-out accuracy when it had written so many": "–"
+            if group["by_written"].isna().any()
+            else tables.interval_text(mean_interval(group["by_written"], (0, 1)), percent=True),
         }
         for (pair, label), group in table.groupby(["pair", "label"], sort=False)
     )
     note = (
         "At the largest number of teacher tokens that every run of the pair has learned from; between measurements in "
-        "a straight line. 95 % intervals over seeds.\n\n"
+        "a straight line. 95 % intervals over seeds. Not all that a teacher writes is learned from: for "
+        "tgpo-unconditioned it writes a response for each of the student's, and as many of their tokens are taken as "
+        "the student has written.\n\n"
     )
     sections = [("At equal numbers of teacher tokens", note + tables.markdown(shown))]
     compared = tables.comparison(table, "tgpo", "accuracy")
