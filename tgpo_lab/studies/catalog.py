@@ -170,7 +170,10 @@ def long_responses(folder: Path) -> Study:
         "long",
         "What does a trust horizon do to long responses, with and without recovery?",
         tuple(recipes),
-        _tuned(folder, "tgpo", "tgpo-trust-horizon", "tgpo-recovering-horizon", "tgpo-soft-horizon"),
+        tuple(
+            variant_of(method, annealed(0.02))
+            for method in ("tgpo", "tgpo-trust-horizon", "tgpo-recovering-horizon", "tgpo-soft-horizon")
+        ),
         SEEDS,
         {**SETTINGS, "max_new_tokens": 240},
         recipes,
