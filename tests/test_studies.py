@@ -534,6 +534,22 @@ def test_teacher_tokens_are_counted_up_to_the_moment_of_the_accuracy():
     assert f"| far | 200 | sft | {100 * accuracy:.1f} %" in page.text
 
 
+def test_a_long_response_is_looked_at_in_the_last_step_that_guides():
+    results = results_of("long", {("far-long", "tgpo"): [0.9, 0.9]}, {})
+    step = results.steps["step"]
+    steps = results.steps.assign(
+        weight=np.where(step < 8, 0.02, 0.0),
+        guided=np.where(step == 7, np.where(results.steps["seed"] == 0, 0.25, 0.75), 1.0),
+        agreement=0.9, length=150.0 + step, truncated=0.0, reward=0.125,
+    )  # fmt: skip
+    page = study_page(replace(results, steps=steps), "figures")
+    row = next(line for line in page.text.splitlines() if line.startswith("| far-long | tgpo | 50.0 %"))
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert cells[2].startswith("50.0 % (") and cells[3] == "90.0 % (90.0 to 90.0)"
+    assert cells[4:] == ["157.0 (157.0 to 157.0)", "0.0 % (0.0 to 0.0)", "12.5 % (12.5 to 12.5)"]
+    assert "samples of step 7, the last" in page.text and "long-guided" in page.figures
+
+
 def test_the_findings_are_made_from_the_stored_results():
     """A number typed by hand, or a page that is older than the results, is found here."""
     page = findings_page()

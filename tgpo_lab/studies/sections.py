@@ -180,6 +180,31 @@ def conditioning(results: StudyResults) -> Content:
     return sections, {"conditioning-by-tokens": figures.against_tokens(measured)}
 
 
+def long_responses(results: StudyResults) -> Content:
+    """How much of a long response is guided, and what responses are like, just before guidance ends."""
+    steps = results.steps[results.steps["weight"] > 0]
+    last = steps.loc[steps.groupby("cell")["step"].idxmax()].sort_values("step")
+    shown = pd.DataFrame(
+        {
+            "pair": pair,
+            "method": label,
+            "guided positions": tables.interval_text(mean_interval(group["guided"], (0, 1)), percent=True),
+            "agreement with the teacher": tables.interval_text(mean_interval(group["agreement"], (0, 1)), percent=True),
+            "tokens a response": tables.interval_text(mean_interval(group["length"], (0, np.inf))),
+            "cut at the limit": tables.interval_text(mean_interval(group["truncated"], (0, 1)), percent=True),
+            "right": tables.interval_text(mean_interval(group["reward"], (0, 1)), percent=True),
+        }
+        for (pair, label), group in last.groupby(["pair", "label"], sort=True)
+    )
+    note = (
+        f"On the student's samples of step {last['step'].iloc[0]}, the last with a weight above zero. In brackets 95 % "
+        "intervals (Student's t) over seeds.\n\n"
+    )
+    labels = list(dict.fromkeys(results.runs["label"]))
+    drawn = {"long-guided": figures.curves(steps, labels, "guided", "share of positions guided")}
+    return [("What is guided at the end of guidance", note + tables.markdown(shown))], drawn
+
+
 def _range(values: pd.Series) -> str:
     low, high = f"{values.min():.2f}", f"{values.max():.2f}"
     return low if low == high else f"{low} to {high}"
@@ -192,6 +217,7 @@ SECTIONS: dict[str, Callable[[StudyResults], Content]] = {
     "premise": premise,
     "gradient": gradient,
     "conditioning": conditioning,
+    "long": long_responses,
 }
 """By study."""
 ALONE = {"tuning", "premise", "gradient"}
