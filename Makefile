@@ -13,7 +13,9 @@ WHEELHOUSE ?=
 VENV := .venv
 STAMP := $(VENV)/.installed
 VENV_PYTHON := $(VENV)/bin/python
-INSTALL := $(VENV_PYTHON) -m pip install -c constraints.txt $(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)")
+# `make wheelhouse` fills that folder, so its own setup cannot take anything from there.
+OFFLINE := $(if $(filter wheelhouse,$(MAKECMDGOALS)),,$(if $(WHEELHOUSE),--no-index --find-links "$(WHEELHOUSE)"))
+INSTALL := $(VENV_PYTHON) -m pip install -c constraints.txt $(OFFLINE)
 
 DOWNLOAD := $(VENV_PYTHON) -m pip download -c constraints.txt -d "$(WHEELHOUSE)"
 # nbval runs each notebook and compares what comes out; a notebook's cells stay together on one worker.

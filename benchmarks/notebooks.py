@@ -10,6 +10,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import tyro
+
 from tgpo_lab.classroom import learner_notebook, notebook_sources, run_notebook
 from tgpo_lab.files import write_json
 from tgpo_lab.provenance import provenance
@@ -30,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main)  # for --help: there are no options

@@ -15,6 +15,7 @@ from tgpo_lab.studies.claims import (
     Ahead,
     Claim,
     Collapses,
+    Grows,
     Stable,
     claims_table,
     judge,
@@ -110,6 +111,28 @@ def test_early_accuracy_looks_at_the_beginning_alone(tmp_path):
     assert verdict(folder, Ahead("trial", "small", "large", ("a",), "early_accuracy")) == REPRODUCED
 
 
+def test_a_wider_window_of_early_accuracy_ends_with_annealing(tmp_path):
+    folder = stored(tmp_path, {("a", "small"): spread(0.2), ("a", "large"): spread(0.9)})
+    steps = pd.read_parquet(folder / "trial" / "steps.parquet")
+    late = steps.assign(step=30, accuracy=0.2)[steps["step"] == 15]
+    late.loc[late["cell"].str.contains("small"), "accuracy"] = 0.8
+    pd.concat([steps, late]).to_parquet(folder / "trial" / "steps.parquet")
+    assert verdict(folder, Ahead("trial", "small", "large", ("a",), "early_accuracy")) == NOT_REPRODUCED
+    assert verdict(folder, Ahead("trial", "small", "large", ("a",), "annealed_accuracy")) == REPRODUCED
+
+
+def test_a_quantity_grows_where_its_interval_lies_above_zero(tmp_path):
+    folder = stored(tmp_path, {("a", "x"): spread(0.5)})
+    looks = [
+        {"pair": pair, "seed": seed, "step": step, "moment": level + 0.1 * seed * (seed - 1) + 5.0 * step}
+        for pair, level in (("near", 1.0), ("middle", 9.0), ("far", 1.5)) for seed in range(3) for step in (0, 1)
+    ]  # fmt: skip
+    pd.DataFrame(looks).to_parquet(folder / "trial" / "looks.parquet")
+    (judged,) = judge(folder, (Claim("It grows.", Grows("trial", "moment", ("near", "middle", "far"), "nats²")),))
+    assert judged.verdict == REPRODUCED and judged.measured == ["far − near: +0.5 nats² (+0.5 to +0.5), 3 seeds"]
+    assert verdict(folder, Grows("trial", "moment", ("far", "near"), "nats²")) == NOT_REPRODUCED
+
+
 def test_a_missing_or_unfinished_study_leaves_its_claims_open(tmp_path):
     expected = Ahead("trial", "new", "old", ("a",))
     assert verdict(tmp_path, expected) == OPEN
@@ -121,7 +144,11 @@ def test_a_missing_or_unfinished_study_leaves_its_claims_open(tmp_path):
 def test_every_claim_asks_for_runs_that_its_study_plans(claim):
     expected = claim.expected
     assert expected.study in STUDIES
-    methods = (expected.first, expected.second) if isinstance(expected, Ahead) else (expected.method,)
+    methods: tuple[str, ...] = ()
+    if isinstance(expected, Ahead):
+        methods = (expected.first, expected.second)
+    elif isinstance(expected, Stable | Collapses):
+        methods = (expected.method,)
     try:
         study = make_study(expected.study, RESULTS)
     except Exception as error:

@@ -11,6 +11,7 @@ import torch
 from tokenizers import AddedToken, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tgpo_lab.config import TrainConfig
 from tgpo_lab.diagnostics import logprob_noise
 from tgpo_lab.doctor import pair_checks
 from tgpo_lab.doctor.diagnose import diagnose
@@ -302,6 +303,17 @@ def test_a_teacher_that_is_no_better_is_warned_about(examine, random_pair):
     said = texts(found, "warning", "divergence")
     assert "The teacher is right in" in said
     assert found.card.reverse_kl == pytest.approx(0, abs=1e-5)
+
+
+def test_a_measurement_that_cuts_the_teachers_answers_says_so_and_nothing_of_right_answers(tmp_path):
+    config = TrainConfig.preset("tiny", "tgpo", student="far", output=str(tmp_path / "run"))
+    short, whole = (diagnose(config, prompts=4, card_tokens=tokens, device="cpu") for tokens in (12, 80))
+    told = [finding for finding in short.findings if finding.subject == "divergence"]
+    assert "responses cut after 12 tokens" in told[0].text
+    assert "fill 12 of the 12 tokens" in told[1].text and told[1].change.endswith("card_tokens=80).")
+    for findings in (short.findings, whole.findings):
+        assert not any("right in" in finding.text or "goes on to a right" in finding.text for finding in findings)
+    assert not any("cut after" in finding.text or "fill" in finding.text for finding in whole.findings)
 
 
 @pytest.mark.parametrize(

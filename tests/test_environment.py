@@ -1,6 +1,8 @@
 """The files that describe the environment agree with each other, with the code and with what is installed."""
 
 import ast
+import shutil
+import subprocess
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
@@ -196,3 +198,18 @@ def test_import_scan_tells_required_from_optional():
     )
     assert (imports.at_import, imports.on_call) == ({"torch", "numpy"}, {"trl"})
     assert undeclared({"yaml", "no_such_module"}, {"pyyaml"}) == ["no_such_module"]
+
+
+@pytest.mark.parametrize(("goal", "offline"), [("setup", True), ("wheelhouse", False)])
+def test_only_the_folder_that_is_filled_already_is_installed_from(tmp_path, goal, offline):
+    # A fresh clone: what is not there yet is made, and with -n only said.
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    said = subprocess.run(
+        ["make", "-n", goal, "WHEELHOUSE=wheels", f"PYTHON={sys.executable}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    ).stdout
+    installs = [line for line in said.splitlines() if "pip install" in line]
+    assert len(installs) == 2 and all(("--no-index" in line) is offline for line in installs), said

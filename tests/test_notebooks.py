@@ -128,6 +128,19 @@ def _imports(notebook) -> list[str]:
     return [ast.unparse(node) for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
+def test_the_readme_names_the_notebooks_that_one_needs(source):
+    first = text_of(cells_of(read(FOLDER / f"{source.stem}.ipynb"), "markdown")[0]["source"])
+    named = first.split("**Prerequisites.**")[1].split("\n\n")[0]
+    needed = sorted(set(re.findall(r"\]\((\d\d)_", named)) - {"00"})  # which says where all this leads
+    row = next(
+        line
+        for line in (FOLDER.parent / "README.md").read_text().splitlines()
+        if f"({FOLDER.name}/{source.stem}" in line
+    )
+    assert row.split("|")[-2].strip() == (", ".join(needed) or "–")
+
+
 @pytest.mark.parametrize(
     ("exercise", "message", "wrong"),
     [(exercise, *mistake) for exercise in EXERCISES.values() for mistake in exercise.wrong_functions()],

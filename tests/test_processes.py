@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -236,18 +237,62 @@ def test_an_error_in_one_process_stops_all(tiny_config, tmp_path):
 # ── As users start it ────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_same_command_under_accelerate_launch(tiny_config, tmp_path):
-    config = tiny_config(tmp_path)
-    command = [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "-m", "tgpo_lab"),
-        *("train", "--student", config.student, "--teacher", config.teacher, "--dataset", config.dataset),
-        *("--steps", "1", "--prompts-per-step", "3", "--group-size", "4", "--max-new-tokens", "12"),
-        *("--evaluation-prompts", "4", "--output", str(tmp_path / "run")),
+JUDGE = """
+import os
+import socket
+from pathlib import Path
+
+
+def judge(response: str, answer: str) -> float:
+    (Path(__file__).parent / f"judged-{os.environ['RANK']}-of-{os.environ['WORLD_SIZE']}").touch()
+    return float(len(response) % 2)
+"""
+"""A reward that leaves a file behind: which process judged, of how many."""
+LAUNCH = "-m", "accelerate.commands.launch", "--num_processes", "2"
+NODES = "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "static"
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        [(*LAUNCH, "--multi_gpu")],
+        [(*LAUNCH, "--use_fsdp", "--fsdp_version", "2")],
+        [(*NODES, "--node-rank", rank, "--master-addr", "127.0.0.1", "--master-port", "PORT") for rank in "01"],
+    ],
+    ids=["accelerate launch", "accelerate launch, FSDP", "torchrun, two machines"],
+)
+def test_the_same_command_under_a_launcher(tiny_config, tmp_path, monkeypatch, starts):
+    (tmp_path / "judging.py").write_text(JUDGE)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    config = tiny_config(tmp_path, steps=1, prompts_per_step=3, evaluate_every=5)
+    train_it = [
+        *("-m", "tgpo_lab", "train", "--student", config.student, "--teacher", config.teacher),
+        *("--dataset", config.dataset, "--reward", "judging:judge", "--steps", "1", "--prompts-per-step", "3"),
+        *("--group-size", "4", "--max-new-tokens", "12", "--evaluation-prompts", "4"),
+        *("--output", str(tmp_path / "run")),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env={**os.environ, "COLUMNS": "200"})
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The run is in") == 1 and done.stdout.count("step 1/1") == 1
-    quiet(config.with_changes(output=str(tmp_path / "one"), steps=1, prompts_per_step=3, evaluate_every=5))
+    environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": str(tmp_path), "ACCELERATE_USE_CPU": "true",
+                   "MAIN_PROCESS_PORT": port}  # fmt: skip
+    started = [
+        subprocess.Popen(
+            [sys.executable, *(port if word == "PORT" else word for word in start), *train_it],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        )
+        for start in starts
+    ]  # fmt: skip
+    said = [process.communicate(timeout=280) for process in started]
+    assert [process.returncode for process in started] == [0] * len(started), said
+    output = "".join(out for out, _ in said)
+    assert output.count("The run is in") == 1 and output.count("step 1/1") == 1
+    assert {file.name for file in tmp_path.glob("judged-*")} == {"judged-0-of-2", "judged-1-of-2"}
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    quiet(config.with_changes(output=str(tmp_path / "one"), reward="judging:judge"))
+    sys.modules.pop("judging")
     for one, other in zip(rows(tmp_path / "run"), rows(tmp_path / "one"), strict=True):
         for name in set(other) - {"accuracy"}:
             assert one[name] == pytest.approx(other[name], rel=3e-5, abs=1e-6), name

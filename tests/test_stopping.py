@@ -17,8 +17,11 @@ from safetensors.torch import load_file
 from tgpo_lab import training
 from tgpo_lab.checkpoints import checkpoint_folders, read_state
 from tgpo_lab.cli import main
+from tgpo_lab.doctor.diagnose import diagnose
+from tgpo_lab.errors import InputError
 from tgpo_lab.loop.measurement import StepMeasurement
 from tgpo_lab.loop.out_of_memory import is_out_of_memory
+from tgpo_lab.models import pairs
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
 
@@ -150,6 +153,28 @@ def test_out_of_memory_in_a_quarter_stops_with_what_to_lower_and_a_resume_may_lo
     assert "Lower micro_batch_tokens" in group.errors(0)
     assert read_state(latest_checkpoint(tmp_path / "run")).step == 0
     assert quiet(large_config.with_changes(micro_batch_tokens=4096), resume=True).completed
+
+
+@pytest.mark.parametrize("command", ["train", "doctor"])
+def test_out_of_memory_while_loading_is_one_sentence(large_config, tmp_path, command):
+    def work(index: int) -> None:
+        true = pairs.load_model
+
+        def limited(*args, **options):
+            leave_memory(0)
+            return true(*args, **options)
+
+        pairs.load_model = limited
+        if command == "train":
+            quiet(large_config)
+        else:
+            (finding,) = [f for f in diagnose(large_config, device="cpu").findings if f.level == "refused"]
+            raise InputError(finding.text)
+
+    group = Group(1, work, tmp_path)
+    assert group.wait() == [1]
+    assert "Out of memory while student and teacher were loaded (" in group.errors(0), group.errors(0)
+    assert "teacher_offload or teacher_server" in group.errors(0) and not (tmp_path / "run").exists()
 
 
 def test_out_of_memory_elsewhere_names_what_sampling_needs(large_config, tmp_path):

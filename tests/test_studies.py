@@ -513,8 +513,40 @@ def test_prefixes_are_weighed_by_their_number():
     row = next(line for line in text.splitlines() if line.startswith("| far |"))
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1] == "50 %"  # (10 + 10 + 0) of 40
-    assert cells[5:9] == ["25 %", "58 %", "33 %", "80 %"]  # inside: (25 + 10) of 60 with the prompts
-    assert "- far: right inside 58 %, outside 33 %; after the token" in text
+    assert cells[5:8] == ["25 %", "58 %", "33 %"]  # inside: (25 + 10) of 60 with the prompts
+    assert cells[8].startswith("80.0 % (")
+    assert "- far: the teacher goes on rightly from 58 % of prefixes inside, 33 % outside; after the token" in text
+    assert "| far | 25 % | 100 % | 33 % |" in text  # the same looks as those of the last step, without the prompts
+
+
+def test_runs_that_are_the_same_under_several_names_are_told():
+    values = {("far", "a"): [0.9, 0.8], ("far", "b"): [0.9, 0.8], ("far", "c"): [0.9, 0.7], ("near", "c"): [0.9, 0.7]}
+    text = study_page(results_of("schedule", values, {}), "figures").text
+    told = text.split("### The same run under several names")[1].split("###")[0]
+    assert "- a, b on far\n" in told and "- c on far, near\n" in told
+    assert (
+        "under several names"
+        not in study_page(
+            results_of("schedule", {("far", "a"): [0.9, 0.8], ("far", "b"): [0.9, 0.7]}, {}), "figures"
+        ).text
+    )
+
+
+def test_the_map_stars_what_is_shown_cell_by_cell():
+    seeds = 8
+    values = {}
+    for pair in catalog.map_recipes():
+        values[pair, "rkl"] = [0.5] * seeds
+        values[pair, "tgpo"] = [0.9] * seeds if pair == catalog.map_pair(-13.0, 1.0) else [0.4, 0.6] * (seeds // 2)
+    dials = {catalog.map_pair(o, r): {"opening_logprob": o, "reliability": r}
+             for o in catalog.OPENINGS for r in catalog.RELIABILITIES}  # fmt: skip
+    results = results_of("map", values, dials)
+    runs = results.runs.assign(config=json.dumps({"learning_rate": 6e-4}))
+    text = study_page(replace(results, runs=runs), "figures").text
+    table = text.split("### tgpo − rkl, cell by cell")[1].split("###")[0]
+    assert table.count("*") == 2  # one cell, by area and after the run
+    row = next(line for line in table.splitlines() if line.startswith("| 1.00 |"))
+    assert row.split("|")[5].strip().endswith("/ +40 *")
 
 
 def test_teacher_tokens_are_counted_up_to_the_moment_of_the_accuracy():

@@ -15,11 +15,11 @@ README = Path(__file__).parent.parent / "README.md"
 SETTINGS = {"steps": 45, "prompts_per_step": 8, "evaluate_every": 5}
 
 
-def store(folder, study: str, accuracies: dict[tuple[str, str], float], planned: int | None = None) -> Path:
+def store(folder, study: str, accuracies: dict[tuple[str, str], float], planned: int | None = None, **areas) -> Path:
     rows = [
         {"cell": f"{pair}/{label}/{seed}", "pair": pair, "label": label, "seed": seed, "accuracy_before": 0.04,
-         "test_accuracy": mean + 0.001 * (seed - 4.5), "config": '{"learning_rate": 0.0003}',
-         "steps_to_50": 100 if label == "rkl" else 20}
+         "test_accuracy": mean + 0.001 * (seed - 4.5), "area": areas.get(label, 0.5),
+         "config": '{"learning_rate": 0.0003}', "steps_to_50": 100 if label == "rkl" else 20}
         for (pair, label), mean in accuracies.items() for seed in range(10)
     ]  # fmt: skip
     place = folder / study
@@ -38,13 +38,21 @@ def headline(tgpo: float, sft: float) -> dict[tuple[str, str], float]:
 
 
 @pytest.mark.parametrize(
-    ("tgpo", "sft", "words"), [(0.9, 0.8, "TGPO is ahead of SFT."), (0.7, 0.8, "TGPO is behind SFT.")]
+    ("tgpo", "sft", "words"),
+    [(0.9, 0.8, "After the run TGPO is ahead of SFT."), (0.7, 0.8, "After the run TGPO is behind SFT.")],
 )
 def test_words_follow_the_numbers(tmp_path, tgpo, sft, words):
     text = summary(store(tmp_path, "headline", headline(tgpo, sft)))
     assert words in text and f"from 4 % to {100 * tgpo:.1f} %" in text and "reverse KL ends at 5.0 %" in text
-    assert "Between TGPO and reverse KL no difference is shown." in text  # near: the same accuracies
+    assert "Between TGPO and reverse KL no difference is shown after the run." in text  # near: the same accuracies
     assert "trust horizon" not in text
+
+
+def test_who_is_sooner_is_told_beside_who_ends_higher(tmp_path):
+    text = summary(store(tmp_path, "headline", headline(0.8, 0.8), tgpo=0.4, sft=0.625, rkl=0.3))
+    far, near = text.splitlines()
+    assert "no difference is shown after the run; SFT is sooner (mean accuracy over the run 22.5 points higher)." in far
+    assert "no difference is shown after the run; TGPO is sooner (mean accuracy over the run 10.0 points" in near
 
 
 def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
@@ -56,6 +64,7 @@ def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
     fragile, robust = text.split("With the robust teacher")
     assert "learning rate 0.0003" in fragile and "TGPO ends at 1.0 %" in fragile and "alone at 97.0 %" in fragile
     assert "TGPO ends at 88.0 %" in robust and "alone at 93.0 %" in robust
+    assert "(+96.0 % (+96.0 to +96.0), shown)" in fragile and "(+5.0 % (+5.0 to +5.0), shown)" in robust
 
 
 def test_more_steps_are_told_with_their_number_and_with_when_half_was_right(tmp_path):

@@ -24,7 +24,7 @@ from .loop.clock import Clock
 from .loop.measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
 from .loop.mini_batches import mini_batches, rows_of_groups
 from .loop.model_card import model_card
-from .loop.out_of_memory import MicroBatchTokens
+from .loop.out_of_memory import MicroBatchTokens, told_while_loading
 from .loop.preparation import prepare
 from .loop.progress import TrainingProgress
 from .loop.stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
@@ -78,7 +78,8 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         require_fused_kernels(accelerator.device)
     keep_freed_memory()
 
-    run = prepare(config, processes, accelerator.device, resume=resume)
+    with told_while_loading():
+        run = prepare(config, processes, accelerator.device, resume=resume)
     pair, method, optimizer, parameters, log = run.pair, run.method, run.optimizer, run.parameters, run.log
     student, teacher = pair.student, run.teacher
     traces_per_prompt = config.traces_per_prompt

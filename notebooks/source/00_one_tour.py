@@ -42,7 +42,7 @@ sns.set_theme(style="ticks", palette="colorblind")
 # |---|---|---|---|
 # | SFT, supervised fine-tuning | the teacher | – | what the teacher wrote |
 # | GRPO, group relative policy optimisation | the student, several responses to each prompt: a group | the right answer | responses better than their group |
-# | reverse KL, on-policy; `rkl` in the figures | the student | the teacher, token by token | written tokens that the teacher likes more than the student does |
+# | reverse KL on the student's own responses; `rkl` in the figures | the student | the teacher, token by token | written tokens that the teacher likes more than the student does |
 # | TGPO, teacher-guided policy optimisation | the student | the right answer, and the teacher | as GRPO, and the token that the teacher would write at each place |
 
 # %% [markdown]
@@ -105,7 +105,7 @@ for token in rollout.tokens:
 #
 # ## Does it matter?
 #
-# Here are runs of a study that ships with this course: ten seeds of each method, the same prompts, the same number of
+# Here are runs of a study that ships with this course: ten seeds of each method (runs that differ in prompts and random numbers alone), the same prompts, the same number of
 # samples and updates, learning rates tuned with the same budget. GRPO learns from right and wrong answers alone
 # ([07](07_grpo.ipynb)); SFT copies responses that the teacher wrote by itself. Lines are means over the seeds, bands the 95 %
 # intervals of these means. Accuracy is measured on *held-out* prompts, on which nobody trained, and *sampled*: tokens are drawn
@@ -209,7 +209,7 @@ for token in rollout.tokens:
 
 # %% [markdown]
 # Nearly every token is rejected, by 10 nats and more, and what this teacher proposes in the middle of the sentence are digits. It
-# has never seen such a sentence. Guidance by this teacher teaches its confusion, and that is where TGPO breaks. ([09](09_is_the_teacher_right.ipynb))
+# has never seen such a sentence. Guidance by this teacher teaches its confusion: TGPO learns late from it, and less surely. ([09](09_is_the_teacher_right.ipynb))
 #
 # ## Recap
 #

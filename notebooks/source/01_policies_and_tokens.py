@@ -143,7 +143,8 @@ rollouts = sample_responses(
 print("library ", repr(tokenizer.decode(rollouts.responses[0])))
 
 # %% [markdown]
-# A response together with the prompt it answers is called a **rollout**. When the policy that is being trained writes
+# The tokens of a response up to some place are its **prefix** there. A response together with the prompt it answers is called a
+# **rollout**. When the policy that is being trained writes
 # the rollouts it is trained on, the training is **on-policy**.
 
 # %% [markdown]

@@ -265,7 +265,7 @@ for name in pairs:
     )
 
 # %% [markdown]
-# With 64 samples *far* has a right answer for most prompts, and not one of its 4,096 responses was worked out. (With
+# With 64 samples *far* has a right answer for nearly every prompt, and not one of its 4,096 responses was worked out. (With
 # another seed one may be: with `seed=1` there is one.) pass@k counts right *answers*; it does not ask how they came
 # about. How *far* comes to its answers can be seen in its errors:
 

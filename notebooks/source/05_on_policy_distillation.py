@@ -276,8 +276,8 @@ for name, student in (("before", pair.student), ("sampled", sampled_student), ("
 # %% [markdown]
 # What has changed is how a response begins. The student now nearly always works the sum out at once, as its teacher
 # does, and hardly ever tries a direct answer first. The two losses go almost the same way. In expectation over the drawn
-# token their gradients are equal at each position ([04](04_the_gradient_of_reverse_kl.ipynb)). Most of the signal sits in the
-# 64 first tokens of a batch, and that is enough here because this student opens both ways often. Both runs also use the same
+# token their gradients are equal at each position ([04](04_the_gradient_of_reverse_kl.ipynb)). More than half of the
+# advantage sits in the 64 first tokens of a batch, and that is enough here because this student opens both ways often. Both runs also use the same
 # prompts and random numbers.
 #
 # ## What is the loss divided by?
@@ -511,7 +511,7 @@ plots.plot_runs(
 # - *Rejected*, the share of tokens that the teacher finds less probable by more than 4 nats, falls with it. It is small
 #   from the start: a few tokens in a hundred.
 # - *Positive signal*, the share of tokens that the teacher finds *more* probable than the student does, is above one
-#   half. Keep this number for the next notebook.
+#   half.
 # - *Length* goes towards the teacher's 48 tokens, *entropy* falls: the student becomes sure of its way.
 # - The *gradient norm* jumps about from batch to batch, and falls rather than grows.
 #

@@ -7,7 +7,7 @@
 # **Minutes.** 2 to run on two cores, 65 to work through.
 #
 # **Prerequisites.** [05](05_on_policy_distillation.ipynb) for the loop and its advantage,
-# [04](04_the_gradient_of_reverse_kl.ipynb) for the score function.
+# [04](04_the_gradient_of_reverse_kl.ipynb) for the score function, [02](02_a_task_a_teacher_a_student.ipynb) for the pairs.
 
 # %%
 import math
@@ -224,7 +224,7 @@ plt.show()
 
 # %% [markdown]
 # On *far* that is one in about 7,000 batches, if only the first place counts. A response has eight places, and at others
-# `<think>` is not much less probable, so the chance that it stands *anywhere* is several times as large. Even so no run of this
+# `<think>` is about as probable, so the chance that it stands *anywhere* is about eight times as large. Even so no run of this
 # notebook has more than 112 batches.
 #
 # Theory, so let us count: 8,192 responses of *far*, `<think>` anywhere in them.
@@ -415,8 +415,9 @@ plots.plot_runs(runs, ["accuracy", "kl_sampled", "rejected", "length", "entropy"
 # %% [markdown]
 # *near* is done after a few steps. On *far* nothing happens that one could see: a few responses in a hundred are right,
 # the divergence stays near 3.7 nats a token, every fourth token is rejected, responses keep their eight tokens, entropy
-# sinks a little. The gradient norm is neither zero nor exploding: it begins where that of *near* begins and stays there, while
-# *near*'s falls as *near* learns. The digits make it, the only places where this student is unsure (the figure above).
+# sinks a little. The gradient norm is neither zero nor exploding: it begins where that of *near* begins and goes up and down
+# around it, while *near*'s falls as *near* learns. The digits make it, the only places where this student is unsure (left panel of
+# the figure before the training).
 
 
 # %%
@@ -548,7 +549,8 @@ for step in (96, 112):
     show_responses(load_model(RUNS / "far-fragile" / "checkpoints" / f"step-{step:06d}", torch.float32, "cpu"))
 
 # %% [markdown]
-# This is the textbook failure, and in length and gradient norm it looks like what the paper reports. Read it in order. After a
+# This is the textbook failure, and in length it looks like what the paper reports; the gradient norm rises to about three times
+# what it was. Read it in order. After a
 # long stall the student comes upon `<think>`, around step 95: agreement rises, the divergence falls. Then it loses it again, and
 # in between the gradient norm is at its highest. In the end responses grow to the limit and none is right. And look at
 # *agreement*: it goes up a second time, the divergence comes down again, and the gradient norm is *small*. The student has found

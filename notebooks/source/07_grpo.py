@@ -7,7 +7,8 @@
 # **Minutes.** 1 to run on two cores, 50 to work through.
 #
 # **Prerequisites.** [02 · A task, a teacher, a student](02_a_task_a_teacher_a_student.ipynb) for the pairs and the
-# reward, [04 · The gradient of reverse KL](04_the_gradient_of_reverse_kl.ipynb) for the score function.
+# reward, [04 · The gradient of reverse KL](04_the_gradient_of_reverse_kl.ipynb) for the score function,
+# [05 · On-policy distillation](05_on_policy_distillation.ipynb) for the clip.
 
 # %%
 import math

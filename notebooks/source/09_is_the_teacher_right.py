@@ -145,8 +145,8 @@ print(far_table.rename(columns=columns).round(2).to_string())
 # %% [markdown]
 # From every prefix this teacher gets to the right answer. The premise holds, and that is why 08 worked. But its
 # single token is worth something at two places only, at the very start and after the complete answer (a little at
-# depth 6, where a response of two digits is complete). The last column falls at depth 6, because from there on the student's own
-# sampled digits stand in the prefix, most of them wrong; depth 7 is left with the responses of three digits. In between the teacher goes along with the prefix, and so
+# depth 6, where a response of two digits is complete). The last column falls at depth 6, because two or more of the student's own
+# sampled digits stand in the prefix then, most of them wrong; depth 7 is left with the responses of three digits. In between the teacher goes along with the prefix, and so
 # its token is nearly the student's own. Reliability says whether guidance is *safe*; the value of the token says
 # whether it teaches anything *new*.
 
@@ -181,7 +181,7 @@ print(
 )
 
 # %% [markdown]
-# Right on every prompt, and lost one token later. After ` the` it is never right again, up to the few responses
+# Right on every prompt, and lost one token later. After ` the` it is never right again, except for the few responses
 # that are right already when it is asked. Its single token is worse than nothing: at depths 1 to 6 the student is
 # right now and then when left alone, and after the teacher's token less often or never.
 #
@@ -355,7 +355,7 @@ for name, answers in asked.items():
 #
 # A simpler relative is *first departure*: guidance up to and including the first position at which the student
 # writes another token than the teacher's best. It can end sooner; a token that the teacher gives 0.4, beside a best
-# one with 0.5, is a departure for it and no surprise. (On *far* ` the` is a departure and a surprise at once and nearly always comes
+# one with 0.5, is a departure for it and no surprise. (On *far* ` the` is a departure and a surprise at once, and comes
 # first: in the study of [10](10_a_fair_comparison.ipynb) the two gates gave the same runs.)
 #
 # ### Exercise 09.2 · Doubt with a memory

@@ -114,7 +114,7 @@ for a, b in wide.to_numpy():
 axes.set(xlabel="method", ylabel="area (mean accuracy)", xticks=[0, 1], xticklabels=pair_of, xlim=(-0.4, 1.4))
 plt.show()
 difference = (wide["tgpo"] - wide["tgpo-constant"]).to_numpy()  # (n,), one for each seed
-print("differences, seed by seed:", np.round(difference, 3).tolist())
+print("differences, seed by seed:", np.round(difference, 4).tolist())
 print(f"tgpo ahead in {int((difference > 0).sum())} of {len(difference)} seeds, mean {difference.mean():+.3f}")
 
 # %% [markdown]
@@ -226,7 +226,7 @@ axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
 plt.show()
 
 # %% [markdown]
-# ## Twenty tests at once
+# ## Twenty-one tests at once
 #
 # TGPO is compared with the 21 other methods. **Predict.** If *none* differed from it, how likely would at least one of 21
 # tests give p < 0.05?
@@ -361,7 +361,7 @@ fallen = far[far["collapsed"]]
 print(fallen[["label", "seed", "test_accuracy", "area"]].round(2).to_string(index=False))
 
 # %% [markdown]
-# They were the same runs: on this pair every first departure is to a token to which the teacher gives less than e⁻⁴, so both
+# They were the same runs: in them every first departure was to a token to which the teacher gives less than e⁻⁴, so both
 # gates shut at the same places.
 #
 # **Does it matter where the teacher is asked?** `tgpo-unconditioned` has the same loss on the teacher's own responses. It leaves
@@ -394,7 +394,7 @@ Markdown(sections["tgpo against each at that number"])
 # On *far* TGPO is now ahead of SFT by 26 points in each of ten seeds; on *mid* behind by seven in nine of ten. And the
 # ablation, whose tokens come from the teacher's own responses, is ahead of TGPO on both, by 23 and by 17 points. Per *step* it
 # was the other way round: asking at the student's own prefixes won eleven points of area in this study on *far* (57 against 46 %)
-# and seven on *mid* (68 against 61 %). LUFFY has used just as many tokens and is on the floor on both.
+# and seven on *mid* (68 against 61 %; [docs/findings.md](../docs/findings.md), study *conditioning*). LUFFY has used just as many tokens and is on the floor on both.
 #
 # But look at the last two columns. By then the teacher had *written* four times as many tokens for the ablation on *far*, nearly
 # three times as many on *mid*, and none for TGPO. When it had written as many as this comparison is about, the ablation was still
@@ -421,11 +421,13 @@ plt.close("all")
 # %% [markdown]
 # Neither method is simply the better one.
 #
-# - **At −5 nats and nearer** sampling finds the teacher's opening by itself: reverse KL is level, or ahead by thirteen points of
-#   area, with TGPO at a rate too large for this place (on *near*, below, each at its own rate, they end together).
+# - **At −5 nats and nearer** sampling finds the teacher's opening by itself: reverse KL is level in area at −5 and
+#   ahead after the run, by six to eight points, and ahead in both nearer by, with TGPO at a rate too large for this place (on
+#   *near*, below, each at its own rate, they end together).
 # - **From −9 nats on** TGPO has the larger area, at −9 and −13 even with the teacher that is lost. The largest difference, +0.68,
 #   does not mean that this teacher teaches best: TGPO's area there is about as with the other teachers (second map), and reverse
-#   KL's is 3 %. At −9 with the other two teachers reverse KL gets there late, and ends about level.
+#   KL's is 3 %. At −9 with the other two teachers reverse KL gets there late, and ends six points above TGPO with the
+#   half-reliable teacher, seven below with the reliable one ([docs/findings.md](../docs/findings.md), study *map*).
 # - **At −17 nats with the lost teacher** neither learns anything: the areas are 0 and 1 %. There a trust horizon takes TGPO to
 #   50 % ([docs/findings.md](../docs/findings.md), study *map*).
 #
@@ -526,7 +528,7 @@ print(comparison(mine.runs, "w 0.02").drop(columns="pair").to_string(index=False
 #
 # - A single seed can show either order of two methods that are close.
 # - Compare seed by seed where seeds share their random numbers, and look at the interval before the p-value.
-# - Of twenty tests one is expected below 0.05 by chance: correct for it.
+# - Of twenty-one tests one is expected below 0.05 by chance: correct for it.
 # - A method that was not tuned has not been compared.
 #
 # **Next:** [11 · Guidance explorer](11_guidance_explorer.ipynb)

@@ -173,7 +173,7 @@ short, long = far.encode(["7+8=", "17+18+13="])
 padding = len(long) - len(short)
 padded = torch.tensor([[far.pad_token] * padding + short, long])  # (2, P)
 visible = torch.tensor([[0] * padding + [1] * len(short), [1] * len(long)])
-positions = (visible.cumsum(-1) - 1).clamp(min=0)
+positions = torch.tensor([[0] * padding + list(range(len(short))), list(range(len(long)))])
 print(padded.tolist(), visible.tolist(), positions.tolist(), sep="\n")
 with torch.no_grad():
     alone = far.student(torch.tensor([short])).logits[0, -1].log_softmax(-1)  # (V,)
@@ -390,8 +390,8 @@ for name, measured in (("near", load_pair("near")), ("far", far)):
 # - **Many rejected tokens, a reliable teacher,** as on *far*: look at the opening, the probability p of the teacher's first token
 #   under the student. One in 1/p responses has it. If that is a few steps' worth of responses, sampling finds it; if it is a hundred
 #   steps' worth or more, this is what guidance is for; between, try both. (In the map of [10](10_a_fair_comparison.ipynb), with 64
-#   responses a step, reverse KL was level or ahead at −5 nats, two steps' worth, and behind at −9, a hundred and more. The doctor
-#   warns from −6 on.)
+#   responses a step, reverse KL was level or ahead at −5 nats, two steps' worth, and behind in area at −9, a hundred and more, or
+#   about sixteen if `<think>` may stand anywhere, as in [07](07_grpo.ipynb). The doctor warns from −6 on.)
 # - **Many rejected tokens, an unreliable teacher:** guidance teaches the teacher's confusion
 #   ([09](09_is_the_teacher_right.ipynb)); use a trust horizon, or another teacher.
 #

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 
 from ..config import TrainConfig
 from ..errors import InputError
+from ..loop.out_of_memory import OutOfMemoryError, told_while_loading
 from ..models.fused_kernels import require_fused_kernels
 from ..models.lora import require_peft
 from ..models.pairs import load_pair, load_tokenizer, pair_paths, require_room
@@ -61,22 +62,37 @@ def diagnose(
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found = Diagnosis()
     try:
-        if config.lora_rank:
-            require_peft()
-        if config.fused_kernels:
-            require_fused_kernels(device)
-        if config.teacher is None:
-            student_path, teacher_path, own_prompts = pair_paths(config.student)
-        else:
-            student_path, teacher_path, own_prompts = config.student, config.teacher, None
-        tokenizers = load_tokenizer(student_path), load_tokenizer(teacher_path)
-        shared = check_tokenizers(found, tokenizers, (str(student_path), str(teacher_path)))
-        check_chat_template(found, config, *tokenizers)
-        _check_memory_and_disk(found, config, str(student_path), str(teacher_path), device, available_memory)
-        if found.status == 2:
-            return found
-        dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
-        served = config.teacher_server is not None
+        _examine(found, config, prompts, card_tokens, device, available_memory)
+    except (InputError, OutOfMemoryError) as error:
+        found.add("refused", "pair" if not found.findings else "run", str(error))
+    return found
+
+
+def _examine(
+    found: Diagnosis,
+    config: TrainConfig,
+    prompts: int,
+    card_tokens: int,
+    device: torch.device,
+    available_memory: int | None,
+) -> None:
+    if config.lora_rank:
+        require_peft()
+    if config.fused_kernels:
+        require_fused_kernels(device)
+    if config.teacher is None:
+        student_path, teacher_path, own_prompts = pair_paths(config.student)
+    else:
+        student_path, teacher_path, own_prompts = config.student, config.teacher, None
+    tokenizers = load_tokenizer(student_path), load_tokenizer(teacher_path)
+    shared = check_tokenizers(found, tokenizers, (str(student_path), str(teacher_path)))
+    check_chat_template(found, config, *tokenizers)
+    _check_memory_and_disk(found, config, str(student_path), str(teacher_path), device, available_memory)
+    if found.status == 2:
+        return
+    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+    served = config.teacher_server is not None
+    with told_while_loading():
         pair = load_pair(
             config.student, config.teacher, dtype=dtype, prompt_format=config.prompt_format,
             # Measured together, the two are on one device: that with room for the teacher.
@@ -84,21 +100,18 @@ def diagnose(
             teacher_device="meta" if served else None,
             student_dtype=dtype if config.lora_rank else torch.float32,
         )  # fmt: skip
-        check_rows(found, pair, shared)
-        check_ends(found, config, pair, tokenizers)
-        held_out = _check_prompts(found, config, pair, own_prompts)
-        few = held_out.select(range(min(prompts, len(held_out))))
-        tokens = min(card_tokens, config.max_new_tokens)
-        if served:
-            check_server(found, config, pair, tokenizers[1], few["prompt"])
-        else:
-            check_opening(found, pair, tokenizers[1], few["prompt"])
-        check_numerics(found, config, pair, few["prompt"], tokens)
-        if not served:
-            check_divergence(found, config, pair, few, tokens)
-    except InputError as error:
-        found.add("refused", "pair" if not found.findings else "run", str(error))
-    return found
+    check_rows(found, pair, shared)
+    check_ends(found, config, pair, tokenizers)
+    held_out = _check_prompts(found, config, pair, own_prompts)
+    few = held_out.select(range(min(prompts, len(held_out))))
+    tokens = min(card_tokens, config.max_new_tokens)
+    if served:
+        check_server(found, config, pair, tokenizers[1], few["prompt"])
+    else:
+        check_opening(found, pair, tokenizers[1], few["prompt"])
+    check_numerics(found, config, pair, few["prompt"], tokens)
+    if not served:
+        check_divergence(found, config, pair, few, tokens)
 
 
 def _check_memory_and_disk(

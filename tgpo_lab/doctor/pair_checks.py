@@ -28,6 +28,8 @@ NOISE_WARNED, NOISE_REFUSED = 0.02, 0.2
 FAR_OPENING, RELIABLE, OFTEN_REJECTED = -6.0, 0.5, 0.3
 """A teacher's opening less probable than e⁻⁶ is hardly ever sampled; a teacher right on fewer than half of the
 student's prefixes is a poor guide; above that share of rejected tokens reverse KL mostly says no."""
+MOSTLY_CUT = 0.75
+"""Mean length of the teacher's answers, as a share of where a measurement cuts them, from which most are cut."""
 
 
 def check_tokenizers(
@@ -200,12 +202,18 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
         f"{card.rejected:.2f}, opening {card.opening!r} at {card.opening_logprob:.1f} nats, teacher right on "
         f"{card.reliability:.2f} of the student's prefixes"
     )
-    found.add("ok", "divergence", f"On {card.prompts} prompts: {figures}.")
+    cut = f", responses cut after {max_new_tokens} tokens" if max_new_tokens < config.max_new_tokens else ""
+    found.add("ok", "divergence", f"On {card.prompts} prompts{cut}: {figures}.")
+    mostly_cut = bool(cut) and card.teacher_length > MOSTLY_CUT * max_new_tokens
     for bad, text, change in (
-        (card.teacher_accuracy <= card.student_accuracy,
+        (mostly_cut,
+         f"The teacher's answers fill {card.teacher_length:.0f} of the {max_new_tokens} tokens after which this "
+         "measurement cuts them, so what is said here of right answers says nothing.",
+         f"From Python: tgpo_lab.diagnose(config, card_tokens={config.max_new_tokens})."),
+        (not mostly_cut and card.teacher_accuracy <= card.student_accuracy,
          f"The teacher is right in {card.teacher_accuracy:.2f} of its answers, the student in "
          f"{card.student_accuracy:.2f}.", "Look at its answers, the prompt format and the reward before its logits."),
-        (card.reliability < RELIABLE,
+        (not mostly_cut and card.reliability < RELIABLE,
          f"The teacher goes on to a right answer from {card.reliability:.2f} of the student's prefixes.",
          "Choose another teacher, or gate its guidance: tgpo-confidence, tgpo-trust-horizon."),
         (card.opening_logprob < FAR_OPENING,

@@ -64,6 +64,7 @@ def _boxed() -> list[tuple[str, str]]:
         "\\boxed{72}, no: \\boxed{71}",
         "72",
         "boxed{72}",
+        "72}",
         "\\boxed{172}",
         "\\boxed{72, or 71}",
         "\\boxed{72",
@@ -121,6 +122,16 @@ def _unclosed_allowed(response, answer):
     _, mark, rest = response.rpartition("\\boxed{")
     inside = _inside(response)
     return float(bool(mark) and (rest if inside is None else inside).strip() == answer)
+
+
+def _without_a_mark(response, answer):
+    rest = response.rpartition("\\boxed{")[2]
+    depth = 0
+    for place, character in enumerate(rest):
+        depth += (character == "{") - (character == "}")
+        if depth < 0:
+            return float(rest[:place].strip() == answer)
+    return 0.0
 
 
 def _cards() -> list[tuple[int, int, int, int]]:
@@ -192,6 +203,9 @@ EXERCISES = (
             ),
             "The box ends at the last closing brace of the response for you: count the braces.": _to_the_last_brace,
             "A box that is never closed is no answer.": _unclosed_allowed,
+            "There need be no box for you: look at the mark that rpartition returns, which is empty without one.": (
+                _without_a_mark
+            ),
             "The answer may stand anywhere for you; only the last box counts.": (
                 lambda response, answer: float(answer in response)
             ),
@@ -210,6 +224,11 @@ EXERCISES = (
             "The teacher is not trained: it needs its bfloat16 weights alone, 2 bytes each.": _fitting(16, 16, 4),
             "The teacher's weights are bfloat16, 2 bytes each, not 4.": _fitting(16, 4, 4),
             "The logits are float32, 4 bytes each, not 2.": _fitting(16, 2, 2),
+            "Each number of the logits takes 4 bytes, not 1.": _fitting(16, 2, 1),
+            "The teacher's weights are missing: 2 bytes each.": _fitting(16, 0, 4),
+            "These are the weights alone, 4 bytes each: training needs gradient and AdamW's moments, 16 in all.": (
+                _fitting(4, 2, 4)
+            ),
             "Student and teacher are swapped.": lambda card, student, teacher, vocabulary: _positions_that_fit(
                 card, teacher, student, vocabulary
             ),

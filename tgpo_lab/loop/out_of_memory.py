@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -87,6 +88,25 @@ def elsewhere(error: BaseException) -> OutOfMemoryError:
         f"Out of memory ({_first_line(error)}). Lower prompts_per_step, group_size or max_new_tokens, which decide "
         "what sampling needs; tgpo-lab doctor estimates what a batch takes."
     )
+
+
+@contextmanager
+def told_while_loading() -> Iterator[None]:
+    """Within it, memory that runs out is one sentence about loading.
+
+    Raises:
+        OutOfMemoryError: memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if isinstance(error, RunError) or not is_out_of_memory(error):
+            raise
+        raise OutOfMemoryError(
+            f"Out of memory while student and teacher were loaded ({_first_line(error)}). Set precision to bfloat16 or "
+            "lora_rank, or take the teacher's weights elsewhere: teacher_device, teacher_offload or teacher_server; "
+            "tgpo-lab doctor estimates what they take."
+        ) from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -64,6 +64,11 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
             f"lora_rank is {config.lora_rank}, but adapters are not trained under FSDP: frozen weights need neither "
             "gradients nor moments to share out. Start without FSDP, or set lora_rank to 0."
         )
+    if config.dataset is None and config.teacher is not None:  # before billions of weights are loaded
+        raise InputError(
+            f"{config.student} + {config.teacher} brings no prompts. Give a dataset: a folder with train.jsonl, or a "
+            "hub name."
+        )
     pair = load_pair(
         config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
         # Frozen weights need no room for small updates.
@@ -75,8 +80,6 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
             f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
         )
     source = config.dataset or pair.prompts
-    if source is None:
-        raise InputError(f"{pair.name} brings no prompts. Give a dataset: a folder with train.jsonl, or a hub name.")
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)

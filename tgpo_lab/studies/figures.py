@@ -121,7 +121,8 @@ def ranking(runs: pd.DataFrame, column: str = "area", unit: str = "mean held-out
                 panel.plot([interval.low, interval.high], [place, place], color=color, linewidth=2.2)
                 panel.plot(interval.mean, place, "o", color=color, markersize=5.5)
             panel.set_yticks(range(len(order)), order)
-            panel.set(title=pair, xlabel=unit, xlim=(-0.03, 1.03))
+            low = of_pair[column].min()
+            panel.set(title=pair, xlabel=unit, xlim=(-0.03 if low < 0.6 else 0.98 * low, 1.03 if low < 0.6 else 1.005))
         _label_first(axes, "method")
     return figure
 
@@ -188,7 +189,7 @@ def over_divergence(start: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
             )  # fmt: skip
         axes[0].set(
             xlabel="divergence: −log-probability of the teacher's opening (nats)",
-            ylabel="before training",
+            ylabel="before training (units: see legend)",
             yscale="log",
         )
         _legend(figure, axes[0])

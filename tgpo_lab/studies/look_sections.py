@@ -8,18 +8,30 @@ from matplotlib.figure import Figure
 
 from . import figures, tables
 from .results import StudyResults
+from .statistics import mean_interval
+from .tables import interval_text
 
 Content = tuple[list[tuple[str, str]], dict[str, Figure]]
 """Sections as (heading, Markdown), and figures by name."""
 
 INSIDE, OUTSIDE = "teacher goes on, inside the horizon", "outside of it"
 WHY_A_HORIZON = """\
-TGPO teaches whatever the teacher would write. That is worth learning where the teacher goes on rightly, and harmful
-where it does not. A trust horizon cannot see which is which: it goes by how believable the prefix is to the teacher,
-and helps as far as that tells one from the other. So three numbers of a pair say what to expect. Where the teacher is
-right inside and wrong outside, the horizon takes away what misleads. Where it is right on both sides, the horizon
-takes away guidance that was good. And it can take away nearly all of it without loss where one token at the prompt,
-which is inside every horizon, is enough for the student to end right:
+TGPO teaches whatever the teacher would write. A trust horizon cannot see whether that is right: it goes by how
+believable the prefix is to the teacher. Two things follow, and a third was found.
+
+Where the teacher is right inside and lost outside, the horizon takes away what misleads. It does not make the
+difference everywhere: on the map (study *map*, cell by cell) it is ahead of TGPO with the lost teacher where the
+student is far, and level with it where the student is near, since TGPO gets there all the same.
+
+It can take away nearly all guidance without loss, because one token at the prompt, which is inside every horizon, is
+enough for these students to end right; and what the teacher proposes outside is worth little to them, even where the
+teacher itself goes on rightly.
+
+And on *far*, where the teacher is right on both sides, the horizon is ahead, too (studies *headline*, *horizon*). We
+had expected a loss. A reading, not a test: guidance at a terse answer's end teaches to go on from a wrong start, with
+two answers and long responses, and the horizon leaves that out.
+
+Before training, inside is nearly always the prompt alone, but on *near*:
 
 """
 
@@ -47,7 +59,16 @@ def premise(results: StudyResults) -> Content:
     share = _weighted(written, ["pair", "believable"], ["prefixes_share"]).set_index(["pair", "believable"])
     sides = _weighted(start, ["pair", "believable"], ["teacher_right"]).set_index(["pair", "believable"])
     opening = start[start["depth"] == 0].groupby("pair")["student_right_after_token"].mean()
-    outcome = results.runs.groupby("pair")["test_accuracy"].mean()
+    beyond = _weighted(written, ["pair", "believable"], ["student_right_after_token"]).set_index(["pair", "believable"])
+    beyond = beyond["student_right_after_token"]
+    outcome = {
+        pair: interval_text(mean_interval(group, (0, 1)), percent=True)
+        for pair, group in results.runs.groupby("pair")["test_accuracy"]
+    }
+    trained = results.looks[(results.looks["step"] == results.looks["step"].max()) & (results.looks["depth"] > 0)]
+    later = _weighted(trained, ["pair", "believable"], ["teacher_right", "prefixes_share"]).set_index(
+        ["pair", "believable"]
+    )
     rows, effects = [], []
     for pair in dict.fromkeys(start["pair"]):
         whole = _weighted(written[written["pair"] == pair], ["pair"], [*measures, "teacher_entropy"])
@@ -64,19 +85,34 @@ def premise(results: StudyResults) -> Content:
                 "prefixes inside": _percent(share["prefixes_share"].get((pair, True), 0.0)),
                 "reliability inside, prompt included": _share(inside),
                 "outside": _share(outside),
-                "TGPO's test accuracy": _percent(outcome[pair]),
+                "TGPO's test accuracy": outcome[pair],
             }
         )
         effects.append(
-            f"- {pair}: right inside {_share(inside)}, outside {_share(outside)}; after the token that the teacher "
-            f"proposes at the prompt, the student ends right in {_share(opening[pair])}."
+            f"- {pair}: the teacher goes on rightly from {_share(inside)} of prefixes inside, {_share(outside)} "
+            f"outside; after the token that it proposes the student ends right in {_share(opening[pair])} at the "
+            f"prompt, {_share(beyond.get((pair, False), np.nan))} outside."
         )
     note = (
         "At the student's prefixes of one token and more, before training, means over prefixes. Inside the horizon: no "
         "token of the prefix surprises the teacher by more than 4 nats. Right: the response ends in the right sum.\n\n"
     )
+    after = pd.DataFrame(
+        {
+            "pair": pair,
+            "prefixes inside": _share(later["prefixes_share"].get((pair, True), np.nan)),
+            "reliability inside": _share(later["teacher_right"].get((pair, True), np.nan)),
+            "outside": _share(later["teacher_right"].get((pair, False), np.nan)),
+        }
+        for pair in dict.fromkeys(start["pair"])
+    )
+    after_note = (
+        f"After {trained['step'].iloc[0]} steps of TGPO, at prefixes of one token and more: as students open as their "
+        "teacher does, most prefixes come inside.\n\n"
+    )
     return [
         ("The premise and what came of it", note + tables.markdown(pd.DataFrame(rows))),
+        ("Inside and outside, after training", after_note + tables.markdown(after)),
         ("Why a horizon works, and when it need not", WHY_A_HORIZON + "\n".join(effects)),
     ], drawn
 
@@ -122,7 +158,7 @@ def gradient(results: StudyResults) -> Content:
                 "mean_policy_gradient_second_moment": "second moment, policy gradient (nats²)",
                 "mean_policy_gradient_variance": "variance, policy gradient (nats²)",
                 "mean_exact_squared_norm": "squared norm, exact (nats²)",
-                "mean_guidance_squared_norm": "squared norm, guidance (no unit)",
+                "mean_guidance_squared_norm": "squared norm, guidance (nats²)",
                 "mean_largest_rejection": "bound log(δ/ε) with δ = 0.01 or more (nats)",
             },
         )

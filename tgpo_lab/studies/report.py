@@ -66,8 +66,9 @@ def _runs_sentence(about: dict) -> str:
                       (("steps", "steps"), ("prompts_per_step", "prompts")) if key in settings)  # fmt: skip
     text = (
         f"{about['runs_finished']} of {about['runs_planned']} runs, seeds {about['seeds'][0]} to {about['seeds'][-1]}, "
-        f"{about['run_minutes']:.0f} minutes of one core in all. A run: {size} × 8 samples. "
-        f"Intervals are over these seeds, on one built pair each. `tgpo-lab study {about['study']}`, "
+        f"{about['run_minutes']:.0f} minutes of one core in all, on two cores half of that. A run: {size} × 8 samples. "
+        f"{'' if about['study'] in ALONE else 'Intervals are over these seeds, on one built pair each. '}"
+        f"`tgpo-lab study {about['study']}`, "
         f"{'; '.join(dict.fromkeys(machines))}."
     )
     return text if about["runs_finished"] == about["runs_planned"] else text + " **The study is not complete.**"
@@ -77,6 +78,8 @@ def _general(results: StudyResults) -> Content:
     runs, name = results.runs, results.about["study"]
     labels = list(dict.fromkeys(runs["label"]))  # in alphabetical order, as stored
     sections = [("Means over seeds", _TABLE_NOTE + tables.markdown(tables.summary(runs)))]
+    if same := _same_runs(runs):
+        sections.append(("The same run under several names", _SAME_NOTE + "\n".join(f"- {text}" for text in same)))
     for reference in results.about["references"]:
         compared = tables.comparison(runs, reference) if reference in labels else pd.DataFrame()
         if len(compared):
@@ -90,16 +93,39 @@ def _general(results: StudyResults) -> Content:
 
 
 def _shown(runs: pd.DataFrame, references: list[str]) -> list[str]:
-    """As many labels as a figure bears: the main methods, or the references and those with the largest area."""
+    """As many labels as a figure bears: the main methods, or the references and those with the largest area. The main
+    methods stand in one order, so that they look alike in all figures."""
     by_area = runs.groupby("label")["area"].mean().sort_values(ascending=False)
-    first = [label for label in (*references, *MAIN_METHODS) if label in by_area]
+    first = [label for label in (*MAIN_METHODS, *references) if label in by_area]
     return list(dict.fromkeys([*first, *by_area.index]))[:LINES]
+
+
+def _same_runs(runs: pd.DataFrame) -> list[str]:
+    """Methods on pairs whose every seed gave the same two numbers, to the last digit."""
+    wide = runs.pivot(index=["pair", "label"], columns="seed", values=["area", "test_accuracy"])
+    groups: dict[tuple, list[tuple[str, str]]] = {}
+    for (pair, label), values in wide.iterrows():
+        groups.setdefault(tuple(values), []).append((pair, label))
+    texts = []
+    for group in groups.values():
+        pairs, labels = ({entry[place] for entry in group} for place in (0, 1))
+        if len(group) > 1:
+            texts.append(
+                f"{', '.join(sorted(labels))} on {', '.join(sorted(pairs))}"
+                if len(labels) == 1 or len(pairs) == 1
+                else ", ".join(f"{label} on {pair}" for pair, label in group)
+            )
+    return texts
 
 
 _TABLE_NOTE = (
     "Test accuracy: of responses sampled at temperature 1 to the test prompts, after the run. Area: mean of held-out "
     "accuracy, sampled likewise, over the run. In brackets 95 % intervals (Student's t) over seeds. Steps: median over "
     "seeds. The last three: medians.\n\n"
+)
+_SAME_NOTE = (
+    "These agree in both numbers of every seed, so they are one piece of evidence and not several; the corrections "
+    "below count each.\n\n"
 )
 _TEST_NOTE = (
     "Difference of areas, with 95 % intervals (Student's t); exact sign-flip test over seeds, corrected by Benjamini "

@@ -13,9 +13,17 @@ from .headline import RATES
 from .look_sections import Content, gradient, premise
 from .results import StudyResults
 from .settings import MAIN_METHODS, TUNING_SEEDS
-from .statistics import mean_interval
+from .statistics import mean_interval, paired_comparison
+from .teacher_tokens import at_equal_tokens, with_teacher_tokens
 
 AREA = "mean held-out accuracy over the run"
+LEVEL = 0.05
+"""Of adjusted p-values, below which a difference is shown."""
+MAP_COMPARISONS = (("tgpo", "rkl"), ("tgpo", "grpo"), ("tgpo-trust-horizon", "tgpo"))
+CELL_NOTE = (
+    "In points: area / accuracy on the test prompts after the run. A star: shown, by the sign-flip test over seeds, "
+    "corrected over the fifteen pairs.\n\n"
+)
 
 
 def tuning(results: StudyResults) -> Content:
@@ -107,7 +115,7 @@ def divergence_map(results: StudyResults) -> Content:
         return table.rename_axis(index="teacher reliability", columns="log-probability of the teacher's opening (nats)")
 
     drawn = {f"map-{label}": figures.heatmap(on_the_map(area[label]), label, AREA) for label in labels}
-    for first, second in (("tgpo", "rkl"), ("tgpo", "grpo"), ("tgpo-trust-horizon", "tgpo")):
+    for first, second in MAP_COMPARISONS:
         if {first, second} <= set(labels):
             drawn[f"map-{first}-minus-{second}"] = figures.heatmap(
                 on_the_map(area[first] - area[second]), f"{first} − {second}", "difference of the means", diverging=True
@@ -128,32 +136,39 @@ def divergence_map(results: StudyResults) -> Content:
         f"({', '.join(f'{label} at {rate}' for label, rate in rates.items())}): in the columns away "
         "from *far*'s it is not tuned.\n\n"
     )
-    return [("Mean area", note + tables.markdown(best))], drawn
+    sections = [("Mean area", note + tables.markdown(best))]
+    for first, second in MAP_COMPARISONS:
+        if {first, second} <= set(labels):
+            table = _cell_by_cell(runs, first, second, asked, rows, columns)
+            sections.append((f"{first} − {second}, cell by cell", CELL_NOTE + tables.markdown(table)))
+    return sections, drawn
+
+
+def _cell_by_cell(
+    runs: pd.DataFrame, first: str, second: str, asked: dict[str, tuple[float, float]], rows: dict, columns: dict
+) -> pd.DataFrame:
+    """Differences of area and of accuracy after the run for every pair of the map, with a star where one is shown."""
+    both = runs[runs["label"].isin([first, second])]
+    texts: dict[tuple[float, float], list[str]] = {}
+    for measure in ("area", "test_accuracy"):
+        for row in paired_comparison(both, measure, first).itertuples():
+            star = " *" if row.adjusted_p < LEVEL else ""
+            texts.setdefault(asked[row.pair], []).append(f"{100 * row.difference:+.0f}{star}")
+    return pd.DataFrame(
+        {
+            "teacher reliability": list(rows.values()),
+            **{
+                f"{column} nats": [" / ".join(texts.get((opening, share), ["–"])) for share in rows]
+                for opening, column in columns.items()
+            },
+        }
+    )
 
 
 def conditioning(results: StudyResults) -> Content:
     """Accuracy against the number of teacher tokens learned from, and at the most that all methods have reached."""
-    steps = results.steps.sort_values(["cell", "step"], ignore_index=True)
-    at_prefixes = steps["guided"].fillna(0.0) * steps["tokens"]
-    own = steps["teacher_trace_tokens"].fillna(0.0)
-    as_many = own.clip(upper=steps["tokens"]).where(steps["weight"] > 0, 0.0)  # the ablation takes no more than that
-    used = at_prefixes.where(steps["label"] == "tgpo", own).where(steps["label"] != "tgpo-unconditioned", as_many)
-    # Accuracy at a step was measured before that step's tokens.
-    steps["teacher_tokens"] = used.groupby(steps["cell"]).cumsum() - used
-    steps["written"] = own.groupby(steps["cell"]).cumsum() - own
-    measured = steps.dropna(subset=["accuracy"])
-    rows = []
-    for pair, of_pair in measured.groupby("pair", sort=False):
-        reached = of_pair.groupby("cell")["teacher_tokens"].max()
-        budget = reached.min()
-        for (label, seed), run in of_pair.groupby(["label", "seed"]):
-            accuracy, written = (
-                np.interp(budget, run["teacher_tokens"], run[column]) for column in ("accuracy", "written")
-            )
-            by_written = np.nan if run["written"].max() < budget else np.interp(budget, run["written"], run["accuracy"])
-            rows.append({"pair": pair, "label": label, "seed": seed, "budget": budget, "accuracy": accuracy,
-                         "written": written, "by_written": by_written})  # fmt: skip
-    table = pd.DataFrame(rows)
+    steps = with_teacher_tokens(results.steps)
+    table = at_equal_tokens(steps)
     shown = pd.DataFrame(
         {
             "pair": pair,
@@ -177,7 +192,7 @@ def conditioning(results: StudyResults) -> Content:
     compared = tables.comparison(table, "tgpo", "accuracy")
     if len(compared):
         sections.append(("tgpo against each at that number", tables.markdown(compared)))
-    return sections, {"conditioning-by-tokens": figures.against_tokens(measured)}
+    return sections, {"conditioning-by-tokens": figures.against_tokens(steps.dropna(subset=["accuracy"]))}
 
 
 def long_responses(results: StudyResults) -> Content:

@@ -10,7 +10,7 @@ from ..errors import InputError
 from .claims import LEVEL
 from .results import StudyResults, complete_results
 from .statistics import mean_interval, paired_comparison
-from .tables import SHARE, each_rate, interval_text, steps_text, with_rate
+from .tables import SHARE, difference_text, each_rate, interval_text, steps_text, with_rate
 
 BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end of findings -->"
 
@@ -81,7 +81,7 @@ def _fragile(results: StudyResults) -> str:
     """With *far* beside it: this study has another learning rate than the headline, so its numbers are others too."""
     ends = [
         f"TGPO ends at {_accuracy(runs, 'no gate')}, with guidance inside a trust horizon alone at "
-        f"{_accuracy(runs, 'worst token > 4')}"
+        f"{_accuracy(runs, 'worst token > 4')} ({_shown(runs, 'worst token > 4', 'no gate')})"
         for runs in (results.runs[results.runs["pair"] == pair] for pair in ("far-fragile", "far"))
     ]
     return (
@@ -95,8 +95,25 @@ def _accuracy(runs: pd.DataFrame, label: str) -> str:
 
 
 def _standing(runs: pd.DataFrame, first: str, second: str, name: str) -> str:
-    """In words, by the rule of :mod:`tgpo_lab.studies.claims`."""
-    (row,) = paired_comparison(runs[runs["label"].isin([first, second])], "test_accuracy", first).itertuples()
-    if row.p >= LEVEL:
-        return f"Between TGPO and {name} no difference is shown."
-    return f"TGPO is {'ahead of' if row.difference > 0 else 'behind'} {name}."
+    """In words, after the run and over it, by the rule of :mod:`tgpo_lab.studies.claims`."""
+    after, over = (_compared(runs, first, second, column) for column in ("test_accuracy", "area"))
+    if after.p >= LEVEL:
+        text = f"Between TGPO and {name} no difference is shown after the run"
+    else:
+        text = f"After the run TGPO is {'ahead of' if after.difference > 0 else 'behind'} {name}"
+    if over.p >= LEVEL:
+        return f"{text}."
+    sooner = "TGPO" if over.difference > 0 else name
+    return f"{text}; {sooner} is sooner (mean accuracy over the run {100 * abs(over.difference):.1f} points higher)."
+
+
+def _shown(runs: pd.DataFrame, first: str, second: str) -> str:
+    """The difference after the run, and whether it is shown."""
+    row = _compared(runs, first, second, "test_accuracy")
+    return f"{difference_text(row)}, {'' if row.p < LEVEL else 'not '}shown"
+
+
+def _compared(runs: pd.DataFrame, first: str, second: str, column: str) -> tuple:
+    """The row of :func:`paired_comparison` for two methods on one pair."""
+    (row,) = paired_comparison(runs[runs["label"].isin([first, second])], column, first).itertuples()
+    return row
