@@ -12,6 +12,7 @@ from tgpo_lab.studies.claims import (
     NOT_REPRODUCED,
     OPEN,
     REPRODUCED,
+    TOO_FEW,
     Ahead,
     Claim,
     Collapses,
@@ -73,6 +74,14 @@ def test_a_difference_that_the_test_does_not_show_is_not_reproduced(tmp_path):
     folder = stored(tmp_path, {("a", "new"): new, ("a", "old"): [0.5] * 10})
     (judged,) = judge(folder, (Claim("Something holds.", Ahead("trial", "new", "old", ("a",))),))
     assert judged.verdict == NOT_REPRODUCED and "no difference shown" in judged.measured[0]
+
+
+@pytest.mark.parametrize(("seeds", "said"), [(5, TOO_FEW), (6, REPRODUCED)])
+def test_where_the_test_can_show_nothing_nothing_is_said(tmp_path, seeds, said):
+    folder = stored(tmp_path, {("a", "new"): spread(0.9), ("a", "old"): spread(0.2)})
+    runs = pd.read_parquet(folder / "trial" / "runs.parquet")
+    runs[runs["seed"] < seeds].to_parquet(folder / "trial" / "runs.parquet")
+    assert verdict(folder, Ahead("trial", "new", "old", ("a",))) == said
 
 
 def test_p_values_are_corrected_over_the_whole_table(tmp_path):

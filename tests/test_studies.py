@@ -533,7 +533,7 @@ def test_runs_that_are_the_same_under_several_names_are_told():
 
 
 def test_the_map_stars_what_is_shown_cell_by_cell():
-    seeds = 8
+    seeds = 10
     values = {}
     for pair in catalog.map_recipes():
         values[pair, "rkl"] = [0.5] * seeds

@@ -4,7 +4,7 @@ The paper compares accuracies after training, so verdicts do, too, but for rows 
 another on a pair if its mean accuracy on the test prompts is larger and the exact sign-flip test over seeds, corrected
 by Benjamini and Hochberg over all comparisons of the table, gives less than 0.05; BEHIND likewise; otherwise nothing is
 shown. A claim is reproduced if it holds on every pair it is about, reproduced only under a condition if it holds on
-some, and else not reproduced.
+some, and else not reproduced. With fewer than six seeds that test cannot show anything, and nothing is said.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ LEVEL = 0.05
 MOST_PAIRS = 4
 """More are told in one sentence."""
 REPRODUCED, CONDITIONAL, NOT_REPRODUCED, OPEN = "reproduced", "only under a condition", "not reproduced", "not measured"
+TOO_FEW = "too few seeds to say"
 FAR_TO_BEYOND = tuple(map_pair(opening, 1.0) for opening in OPENINGS if opening <= -9)
 
 
@@ -199,10 +200,17 @@ def _judged(claim: Claim, results: StudyResults | None, compared: pd.DataFrame) 
         outcome_of = _stable if isinstance(expected, Stable) else _collapses
         outcomes = [outcome_of(pair, of_method[of_method["pair"] == pair]) for pair in expected.pairs]
     holds = [outcome for outcome, _ in outcomes]
+    if isinstance(expected, Ahead) and 2.0 ** (1 - _seeds(results.runs, expected)) >= LEVEL:
+        return Judged(claim, TOO_FEW, [text for _, text in outcomes])
     verdict = REPRODUCED if all(holds) else CONDITIONAL if any(holds) else NOT_REPRODUCED
     if isinstance(expected, Collapses) and len(expected.pairs) > MOST_PAIRS:
         return Judged(claim, verdict, [_collapses_together(of_method[of_method["pair"].isin(expected.pairs)])])
     return Judged(claim, verdict, [text for _, text in outcomes])
+
+
+def _seeds(runs: pd.DataFrame, expected: Ahead) -> int:
+    """Seeds of a claim's runs: with n of them no p-value of the sign-flip test is below 2^(1 − n)."""
+    return runs.loc[runs["pair"].isin(expected.pairs) & (runs["label"] == expected.first), "seed"].nunique()
 
 
 def _ahead(table: pd.DataFrame) -> Iterator[tuple[bool, str]]:

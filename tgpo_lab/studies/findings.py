@@ -39,9 +39,10 @@ What is claimed in [arXiv 2605.13230](https://arxiv.org/abs/2605.13230) about mo
 the same is seen here. Verdicts follow from rules ([claims.py](../tgpo_lab/studies/claims.py)): the difference of
 accuracies on the test prompts after the run unless a row says otherwise, in brackets its 95 % interval; ahead or behind
 where the exact sign-flip test over seeds, corrected over this whole table, gives less than 0.05. A claim that holds on
-some of its pairs only is reproduced only under a condition: on those. Rules and claims were written down before their
-studies' results were read, but for the rows on longer runs against reverse KL and GRPO, on the second moment, on area,
-on tokens and to the end of annealing, which a reader asked for afterwards.
+some of its pairs only is reproduced only under a condition: on those. With fewer than six seeds no such test can show
+anything. Rules and claims were written down before their studies' results were read, but for what a reader asked for
+afterwards: the rows on longer runs against reverse KL and GRPO, on the second moment, on area, on tokens and to the end
+of annealing, and more pairs in the row on other teachers.
 
 Keep in mind what *far* is: it was designed, on one seed, until TGPO learned there in these steps and reverse KL did
 not.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def study_page(results: StudyResults, figures_path: str) -> Page:
     if name not in ALONE:
         general_sections, general_figures = _general(results)
         sections, drawn = [*sections, *general_sections], {**drawn, **general_figures}
-    text = [f"## {name}", results.about["question"], _runs_sentence(results.about)]
+    text = [f"## {name}", results.about["question"], _runs_sentence(results)]
     for heading, section in sections:
         text.append(f"### {heading}\n\n{section}".rstrip())
     for figure_name in drawn:
@@ -56,7 +57,8 @@ def study_page(results: StudyResults, figures_path: str) -> Page:
     return Page("\n\n".join(text) + "\n", drawn)
 
 
-def _runs_sentence(about: dict) -> str:
+def _runs_sentence(results: StudyResults) -> str:
+    about = results.about
     machines = [
         f"torch {made_by['versions']['torch']}, transformers {made_by['versions']['transformers']}, {made_by['device']}"
         for made_by in about["made_by"]
@@ -64,9 +66,12 @@ def _runs_sentence(about: dict) -> str:
     settings = about["settings"]
     size = " × ".join(f"{settings[key]} {name}" for key, name in
                       (("steps", "steps"), ("prompts_per_step", "prompts")) if key in settings)  # fmt: skip
+    rates = {json.loads(config).get("learning_rate") for config in results.runs["config"]}
+    rate = f" Learning rate {rates.pop():g}." if len(rates) == 1 and None not in rates else ""
     text = (
         f"{about['runs_finished']} of {about['runs_planned']} runs, seeds {about['seeds'][0]} to {about['seeds'][-1]}, "
-        f"{about['run_minutes']:.0f} minutes of one core in all, on two cores half of that. A run: {size} × 8 samples. "
+        f"{about['run_minutes']:.0f} minutes of one core in all, on two cores half of that. "
+        f"A run: {size} × 8 samples.{rate} "
         f"{'' if about['study'] in ALONE else 'Intervals are over these seeds, on one built pair each. '}"
         f"`tgpo-lab study {about['study']}`, "
         f"{'; '.join(dict.fromkeys(machines))}."
