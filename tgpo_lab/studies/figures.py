@@ -153,8 +153,13 @@ def heatmap(table: pd.DataFrame, title: str, unit: str, *, diverging: bool = Fal
     return figure
 
 
-def by_depth(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
-    """Shares of right answers over the length of the prefix, a panel for each pair; ``depth`` is in tokens."""
+def by_depth(
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    unit: str = "share with the right answer",
+    bounds: tuple[float, float | None] = (-0.04, 1.04),
+) -> Figure:
+    """Measurements over the length of the prefix, a panel for each pair; ``depth`` is in tokens."""
     pairs = list(dict.fromkeys(table["pair"]))
     palette = sns.color_palette("colorblind", len(columns))
     with sns.axes_style("ticks"), mpl.rc_context(style(LIGHT)):
@@ -166,8 +171,8 @@ def by_depth(table: pd.DataFrame, columns: Sequence[str]) -> Figure:
                     rows["depth"], rows[column], color=palette[number], label=column, markersize=4,
                     linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
                 )  # fmt: skip
-            panel.set(title=pair, xlabel="prefix (tokens of the student)", ylim=(-0.04, 1.04))
-        _label_first(axes, "share with the right answer")
+            panel.set(title=pair, xlabel="prefix (tokens of the student)", ylim=bounds)
+        _label_first(axes, unit)
         _legend(figure, axes[0])
     return figure
 
@@ -196,8 +201,8 @@ def over_divergence(start: pd.DataFrame, columns: Mapping[str, str]) -> Figure:
     return figure
 
 
-def along_training(looks: pd.DataFrame, column: str, unit: str) -> Figure:
-    """A quantity on a logarithmic axis along training, a panel for each method, a line for each divergence."""
+def along_training(looks: pd.DataFrame, column: str, unit: str, scale: str = "log") -> Figure:
+    """A quantity along training, a panel for each method, a line for each divergence; ``scale`` log or linear."""
     labels = list(dict.fromkeys(looks["label"]))
     levels = sorted(looks["divergence"].unique(), reverse=True)
     palette = sns.color_palette("cividis", len(levels))
@@ -211,7 +216,7 @@ def along_training(looks: pd.DataFrame, column: str, unit: str) -> Figure:
                     means.index, means, color=palette[number], label=f"{level:g} nats", markersize=4,
                     linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
                 )  # fmt: skip
-            panel.set(title=label, xlabel="step (batches learned from)", yscale="log")
+            panel.set(title=label, xlabel="step (batches learned from)", yscale=scale)
         _label_first(axes, unit)
         _legend(figure, axes[0], "log-probability of the teacher's opening before training")
     return figure

@@ -47,6 +47,9 @@ def premise(results: StudyResults) -> Content:
     drawn = {
         "premise-by-depth": figures.by_depth(named, ["teacher goes on", "student after its token", "student goes on"])
     }
+    drawn["premise-entropy"] = figures.by_depth(
+        by_depth, ["teacher_entropy"], "entropy of the teacher's next token (nats)", (-0.04, None)
+    )
     # The prompt alone is inside every horizon: nothing that the student wrote has surprised the teacher yet.
     by_side = _weighted(start, ["pair", "believable", "depth"], ["teacher_right"])
     drawn["premise-horizon"] = figures.by_depth(
@@ -172,6 +175,14 @@ def gradient(results: StudyResults) -> Content:
             ("guidance", "guidance_squared_norm", "squared norm, guidance (nats²)"),
         )
     }
+    drawn["gradient-rejected"] = figures.along_training(
+        looks, "mean_rejected", "probability of a rejected token", scale="linear"
+    )
+    for column in cosines:
+        name, shown = column.removeprefix("cosine ").replace(", ", " and "), column.replace(", ", "-").replace(" ", "-")
+        drawn[f"gradient-{shown}"] = figures.along_training(
+            looks.dropna(subset=[column]), column, f"cosine, {name}", scale="linear"
+        )
     return sections, drawn
 
 
