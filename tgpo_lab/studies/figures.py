@@ -171,7 +171,8 @@ def by_depth(
                     rows["depth"], rows[column], color=palette[number], label=column, markersize=4,
                     linestyle=LINE_STYLES[number % len(LINE_STYLES)], marker=MARKERS[number % len(MARKERS)],
                 )  # fmt: skip
-            panel.set(title=pair, xlabel="prefix (tokens of the student)", ylim=bounds)
+            panel.set(title=pair, xlabel="prefix (tokens of the student)")
+        axes[0].set_ylim(bounds)  # for all panels, and only now: an end that is left open follows what is drawn
         _label_first(axes, unit)
         _legend(figure, axes[0])
     return figure

@@ -48,8 +48,9 @@ def premise(results: StudyResults) -> Content:
         "premise-by-depth": figures.by_depth(named, ["teacher goes on", "student after its token", "student goes on"])
     }
     drawn["premise-entropy"] = figures.by_depth(
-        by_depth, ["teacher_entropy"], "entropy of the teacher's next token (nats)", (-0.04, None)
-    )
+        by_depth.rename(columns={"teacher_entropy": "of its next token"}),
+        ["of its next token"], "teacher's entropy (nats)", (-0.04, None),
+    )  # fmt: skip
     # The prompt alone is inside every horizon: nothing that the student wrote has surprised the teacher yet.
     by_side = _weighted(start, ["pair", "believable", "depth"], ["teacher_right"])
     drawn["premise-horizon"] = figures.by_depth(

@@ -215,9 +215,25 @@ def long_responses(results: StudyResults) -> Content:
         f"On the student's samples of step {last['step'].iloc[0]}, the last with a weight above zero. In brackets 95 % "
         "intervals (Student's t) over seeds.\n\n"
     )
-    labels = list(dict.fromkeys(results.runs["label"]))
+    of_study = list(dict.fromkeys(results.runs["label"]))
+    labels = [label for label in LONG_METHODS if label in of_study]
     drawn = {"long-guided": figures.curves(steps, labels, "guided", "share of positions guided")}
-    return [("What is guided at the end of guidance", note + tables.markdown(shown))], drawn
+    return [
+        ("What is guided at the end of guidance", note + tables.markdown(shown)),
+        ("A reading", LONG_READING),
+    ], drawn
+
+
+LONG_METHODS = ("tgpo", "tgpo-trust-horizon", "tgpo-soft-horizon", "tgpo-recovering-horizon")
+LONG_READING = """\
+All four teach the opening within a few steps: responses become long. But the first steps also cost the student some of
+its skill, and one wrong digit anywhere makes a long response wrong, so no reward comes to repair it. What could repair
+it is guidance along the response. A horizon that never recovers ends at the first slip and guides the beginning alone:
+no answer is right. One that recovers guides most of the response. Plain TGPO guides all of it, the terse wrong starts
+too, and with the lost teacher these are lessons in nonsense. A reading of the numbers above, not a test of its own.
+
+The learning rate is the one that the study was planned with. Two runs with the larger one that the tuning chose on
+*far* were tried, had no right answer either, and are not stored."""
 
 
 def _range(values: pd.Series) -> str:
