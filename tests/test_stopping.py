@@ -13,14 +13,15 @@ import pytest
 import torch
 from process_group import Group
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from tgpo_lab import training
+from tgpo_lab.allocation_errors import is_out_of_memory
 from tgpo_lab.checkpoints import checkpoint_folders, read_state
 from tgpo_lab.cli import main
 from tgpo_lab.doctor.diagnose import diagnose
 from tgpo_lab.errors import InputError
 from tgpo_lab.loop.measurement import StepMeasurement
-from tgpo_lab.loop.out_of_memory import is_out_of_memory
 from tgpo_lab.models import pairs
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
@@ -157,11 +158,18 @@ def test_out_of_memory_in_a_quarter_stops_with_what_to_lower_and_a_resume_may_lo
 
 @pytest.mark.parametrize("command", ["train", "doctor"])
 def test_out_of_memory_while_loading_is_one_sentence(large_config, tmp_path, command):
+    tokenizer = AutoTokenizer.from_pretrained(large_config.student)
+    size = {"hidden_size": 1024, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 1}
+    big = LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, **size))  # 33 MB
+    big.save_pretrained(tmp_path / "big")
+    tokenizer.save_pretrained(tmp_path / "big")
+    large_config = large_config.with_changes(student=str(tmp_path / "big"))
+
     def work(index: int) -> None:
         true = pairs.load_model
 
         def limited(*args, **options):
-            leave_memory(0)
+            leave_memory(16)  # for Python itself
             return true(*args, **options)
 
         pairs.load_model = limited

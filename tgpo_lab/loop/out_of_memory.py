@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import torch
 
+from ..allocation_errors import is_out_of_memory
 from ..errors import RunError
 from ..micro_batches import padded_tokens
 from ..parallel.processes import Processes
@@ -74,14 +75,6 @@ class MicroBatchTokens:
         )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: PyTorch has a type of its own for accelerators alone."""
-    texts = ("can't allocate memory", "out of memory", "alloc_failed", "bad_alloc")
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
-        isinstance(error, RuntimeError) and any(text in str(error).lower() for text in texts)
-    )
-
-
 def elsewhere(error: BaseException) -> OutOfMemoryError:
     """The sentence for memory that ran out where there are no micro-batches: sampling, or the optimiser's moments."""
     return OutOfMemoryError(
@@ -99,7 +92,7 @@ def told_while_loading() -> Iterator[None]:
     """
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
+    except Exception as error:  # a file that cannot be mapped has an exception of its own
         if isinstance(error, RunError) or not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(

@@ -13,13 +13,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from ..allocation_errors import is_out_of_memory
 from ..batch import Batch
 from ..checkpoints import checkpoint_folders
 from ..errors import RunError
 from ..files import write_json, written_folder
 from ..parallel.processes import Processes
 from ..runs import CHECKPOINTS, latest_checkpoint
-from .out_of_memory import elsewhere, is_out_of_memory
+from .out_of_memory import elsewhere
 
 
 class NonFiniteError(RunError):

@@ -19,6 +19,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from ..allocation_errors import is_out_of_memory
 from ..errors import InputError
 from ..files import require_name
 from ..parallel.placement import require_device
@@ -229,10 +230,14 @@ def load_model(
                 f"The weights in {path} lack {sorted(info['missing_keys'])[0]}. Copy the checkpoint again."
             )
     except SafetensorError as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(
             f"The weights in {path} are damaged or cut short ({error}). Copy or train the checkpoint again."
         ) from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        if is_out_of_memory(error):
+            raise
         raise InputError(_cannot_load("model", path, error)) from error
     return (model if device is None else model.to(device)).eval()
 

@@ -1,0 +1,15 @@
+"""Telling memory that ran out from other errors."""
+
+from __future__ import annotations
+
+import torch
+from safetensors import SafetensorError
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out: PyTorch has a type of its own for accelerators alone."""
+    texts = ("can't allocate memory", "cannot allocate memory", "out of memory", "alloc_failed", "bad_alloc")
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    said = str(error).lower()
+    return isinstance(error, (RuntimeError, OSError, SafetensorError)) and any(text in said for text in texts)
