@@ -39,20 +39,20 @@ def headline(tgpo: float, sft: float) -> dict[tuple[str, str], float]:
 
 @pytest.mark.parametrize(
     ("tgpo", "sft", "words"),
-    [(0.9, 0.8, "After the run TGPO is ahead of SFT."), (0.7, 0.8, "After the run TGPO is behind SFT.")],
+    [(0.9, 0.8, "(after the run TGPO is ahead of SFT)"), (0.7, 0.8, "(after the run TGPO is behind SFT)")],
 )
 def test_words_follow_the_numbers(tmp_path, tgpo, sft, words):
     text = summary(store(tmp_path, "headline", headline(tgpo, sft)))
     assert words in text and f"from 4 % to {100 * tgpo:.1f} %" in text and "reverse KL ends at 5.0 %" in text
-    assert "Between TGPO and reverse KL no difference is shown after the run." in text  # near: the same accuracies
+    assert "(between TGPO and reverse KL no difference is shown after the run)." in text  # near: the same accuracies
     assert "trust horizon" not in text
 
 
 def test_who_is_sooner_is_told_beside_who_ends_higher(tmp_path):
     text = summary(store(tmp_path, "headline", headline(0.8, 0.8), tgpo=0.4, sft=0.625, rkl=0.3))
     far, near = text.splitlines()
-    assert "no difference is shown after the run; SFT is sooner (mean accuracy over the run 22.5 points higher)." in far
-    assert "no difference is shown after the run; TGPO is sooner (mean accuracy over the run 10.0 points" in near
+    assert "no difference is shown after the run; SFT is sooner, with 22.5 points more on average over the run)" in far
+    assert "no difference is shown after the run; TGPO is sooner, with 10.0 points more" in near
 
 
 def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
@@ -61,7 +61,7 @@ def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
     assert summary(store(tmp_path, "horizon", accuracies, planned=500)) == "No study is complete yet."
     (tmp_path / "b").mkdir()
     text = summary(store(tmp_path / "b", "horizon", accuracies))
-    fragile, robust = text.split("With the robust teacher")
+    fragile, robust = text.split("with the robust teacher")
     assert "learning rate 0.0003" in fragile and "TGPO ends at 1.0 %" in fragile and "alone at 97.0 %" in fragile
     assert "TGPO ends at 88.0 %" in robust and "alone at 93.0 %" in robust
     assert "(+96.0 % (+96.0 to +96.0), shown)" in fragile and "(+5.0 % (+5.0 to +5.0), shown)" in robust
@@ -70,7 +70,7 @@ def test_the_horizon_is_told_once_its_study_is_complete(tmp_path):
 def test_more_steps_are_told_with_their_number_and_with_when_half_was_right(tmp_path):
     accuracies = {("far", "rkl"): 0.96, ("far", "tgpo"): 0.95, ("far", "grpo"): 0.05}
     text = summary(store(tmp_path, "longer", accuracies))
-    assert "(45 steps, 8 prompts each): reverse KL ends at 96.0 % (" in text
+    assert "in 45 steps of 8 prompts reverse KL ends at 96.0 % (" in text
     assert "TGPO at 95.0 % (" in text and "GRPO at 5.0 % (" in text
     assert "at step 100 with reverse KL and at step 20 with TGPO" in text and "every 5 steps" in text
 

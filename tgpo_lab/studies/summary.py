@@ -16,13 +16,13 @@ BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end o
 
 
 def summary(folder: Path) -> str:
-    """What *headline*, *longer* and *horizon* have shown, as Markdown; nothing of a study that is not complete."""
-    sentences = []
+    """What *headline*, *longer* and *horizon* have shown, a sentence for each situation, as Markdown.
+
+    Nothing is said of a study that is not complete.
+    """
     headline, longer, horizon = (complete_results(name, folder) for name in ("headline", "longer", "horizon"))
-    if headline is not None:
-        sentences.append(_far(headline))
-    if longer is not None:
-        sentences.append(_far_longer(longer))
+    far = [part(results) for part, results in ((_far, headline), (_far_longer, longer)) if results is not None]
+    sentences = [f"**Far:** {'; '.join(far)}."] if far else []
     if headline is not None:
         sentences.append(_near(headline))
     if horizon is not None:
@@ -49,9 +49,9 @@ def _far(results: StudyResults) -> str:
         for name, label in (("reverse KL ends", "rkl"), ("GRPO", "grpo"), ("SFT on the teacher's responses", "sft"))
     )
     return (
-        f"**Far:** TGPO takes the student from {100 * runs['accuracy_before'].mean():.0f} % to "
-        f"{_accuracy(runs, 'tgpo')} in {results.about['settings']['steps']} steps; from the same start {shown}. "
-        f"{_standing(runs, 'tgpo', 'sft', 'SFT')}"
+        f"TGPO takes the student from {100 * runs['accuracy_before'].mean():.0f} % to {_accuracy(runs, 'tgpo')} in "
+        f"{results.about['settings']['steps']} steps, from the same start {shown} "
+        f"({_standing(runs, 'tgpo', 'sft', 'SFT')})"
     )
 
 
@@ -62,10 +62,9 @@ def _far_longer(results: StudyResults) -> str:
     steps = {label: steps_text(values) for label, values in half.items()}
     ends = ", ".join(f"{name} at {_accuracy(runs, label)}" for name, label in (("TGPO", "tgpo"), ("GRPO", "grpo")))
     return (
-        f"**Far, for longer** ({settings['steps']} steps, {settings['prompts_per_step']} prompts each): reverse KL "
-        f"ends at {_accuracy(runs, 'rkl')}, {ends}. Half of the answers were right at step {steps['rkl']} with "
-        f"reverse KL and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} "
-        "steps)."
+        f"in {settings['steps']} steps of {settings['prompts_per_step']} prompts reverse KL ends at "
+        f"{_accuracy(runs, 'rkl')}, {ends}, and half of the answers were right at step {steps['rkl']} with reverse KL "
+        f"and at step {steps['tgpo']} with TGPO (medians, measured every {settings['evaluate_every']} steps)"
     )
 
 
@@ -73,20 +72,20 @@ def _near(results: StudyResults) -> str:
     runs = results.runs[results.runs["pair"] == "near"]
     return (
         f"**Near:** from {100 * runs['accuracy_before'].mean():.0f} %, reverse KL ends at {_accuracy(runs, 'rkl')} "
-        f"and TGPO at {_accuracy(runs, 'tgpo')}. {_standing(runs, 'tgpo', 'rkl', 'reverse KL')}"
+        f"and TGPO at {_accuracy(runs, 'tgpo')} ({_standing(runs, 'tgpo', 'rkl', 'reverse KL')})."
     )
 
 
 def _fragile(results: StudyResults) -> str:
     """With *far* beside it: this study has another learning rate than the headline, so its numbers are others too."""
-    ends = [
+    fragile, robust = (
         f"TGPO ends at {_accuracy(runs, 'no gate')}, with guidance inside a trust horizon alone at "
         f"{_accuracy(runs, 'worst token > 4')} ({_shown(runs, 'worst token > 4', 'no gate')})"
         for runs in (results.runs[results.runs["pair"] == pair] for pair in ("far-fragile", "far"))
-    ]
+    )
     return (
         f"**Far, with a teacher that is lost on the student's prefixes** (another study, learning rate "
-        f"{each_rate(with_rate(results.runs)['rate'])}): {ends[0]}. With the robust teacher in that study {ends[1]}."
+        f"{each_rate(with_rate(results.runs)['rate'])}): {fragile}; with the robust teacher in that study {robust}."
     )
 
 
@@ -98,13 +97,13 @@ def _standing(runs: pd.DataFrame, first: str, second: str, name: str) -> str:
     """In words, after the run and over it, by the rule of :mod:`tgpo_lab.studies.claims`."""
     after, over = (_compared(runs, first, second, column) for column in ("test_accuracy", "area"))
     if after.p >= LEVEL:
-        text = f"Between TGPO and {name} no difference is shown after the run"
+        text = f"between TGPO and {name} no difference is shown after the run"
     else:
-        text = f"After the run TGPO is {'ahead of' if after.difference > 0 else 'behind'} {name}"
+        text = f"after the run TGPO is {'ahead of' if after.difference > 0 else 'behind'} {name}"
     if over.p >= LEVEL:
-        return f"{text}."
+        return text
     sooner = "TGPO" if over.difference > 0 else name
-    return f"{text}; {sooner} is sooner (mean accuracy over the run {100 * abs(over.difference):.1f} points higher)."
+    return f"{text}; {sooner} is sooner, with {100 * abs(over.difference):.1f} points more on average over the run"
 
 
 def _shown(runs: pd.DataFrame, first: str, second: str) -> str:
