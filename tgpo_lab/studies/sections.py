@@ -232,8 +232,9 @@ it is guidance along the response. A horizon that never recovers ends at the fir
 no answer is right. One that recovers guides most of the response. Plain TGPO guides all of it, the terse wrong starts
 too, and with the lost teacher these are lessons in nonsense. A reading of the numbers above, not a test of its own.
 
-The learning rate is the one that the study was planned with. Two runs with the larger one that the tuning chose on
-*far* were tried, had no right answer either, and are not stored."""
+The learning rate is the one that the study was planned with. After seed 0 had been read, two runs with the larger one
+that the tuning chose on *far* were tried in its place. They had no right answer and are not stored; the study went on
+as planned, with its runs of seed 0."""
 
 
 def _range(values: pd.Series) -> str:
