@@ -125,13 +125,7 @@ def _unclosed_allowed(response, answer):
 
 
 def _without_a_mark(response, answer):
-    rest = response.rpartition("\\boxed{")[2]
-    depth = 0
-    for place, character in enumerate(rest):
-        depth += (character == "{") - (character == "}")
-        if depth < 0:
-            return float(rest[:place].strip() == answer)
-    return 0.0
+    return _boxed_answer("\\boxed{" + response.rpartition("\\boxed{")[2], answer)
 
 
 def _cards() -> list[tuple[int, int, int, int]]:

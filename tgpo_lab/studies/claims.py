@@ -19,11 +19,10 @@ from scipy import stats
 from .catalog import OPENINGS, RELIABILITIES, map_pair
 from .results import StudyResults, complete_results
 from .settings import ZERO_AT
-from .statistics import mean_interval, paired_comparison
+from .statistics import LEVEL, mean_interval, paired_comparison
 from .tables import difference_text, markdown, p_text
 from .teacher_tokens import at_equal_tokens, with_teacher_tokens
 
-LEVEL = 0.05
 MOST_PAIRS = 4
 """More are told in one sentence."""
 REPRODUCED, CONDITIONAL, NOT_REPRODUCED, OPEN = "reproduced", "only under a condition", "not reproduced", "not measured"

@@ -13,12 +13,10 @@ from .headline import RATES
 from .look_sections import Content, gradient, premise
 from .results import StudyResults
 from .settings import MAIN_METHODS, TUNING_SEEDS
-from .statistics import mean_interval, paired_comparison
+from .statistics import LEVEL, mean_interval, paired_comparison
 from .teacher_tokens import at_equal_tokens, with_teacher_tokens
 
 AREA = "mean held-out accuracy over the run"
-LEVEL = 0.05
-"""Of adjusted p-values, below which a difference is shown."""
 MAP_COMPARISONS = (("tgpo", "rkl"), ("tgpo", "grpo"), ("tgpo-trust-horizon", "tgpo"))
 CELL_NOTE = (
     "In points: area / accuracy on the test prompts after the run. A star: shown, by the sign-flip test over seeds, "

@@ -12,6 +12,8 @@ from scipy import stats
 from ..errors import InputError
 
 CONFIDENCE = 0.95
+LEVEL = 0.05
+"""A difference is shown where the p-value of its test, corrected where there are many, is below."""
 RESAMPLES = 9999
 
 

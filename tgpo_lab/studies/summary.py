@@ -7,9 +7,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..errors import InputError
-from .claims import LEVEL
 from .results import StudyResults, complete_results
-from .statistics import mean_interval, paired_comparison
+from .statistics import LEVEL, mean_interval, paired_comparison
 from .tables import SHARE, difference_text, each_rate, interval_text, steps_text, with_rate
 
 BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end of findings -->"
