@@ -89,7 +89,7 @@ def longer(folder: Path) -> Study:
         "Do reverse KL and GRPO find the teacher's way if they get eight times the samples?",
         ("mid", "far"),
         _tuned(folder, "rkl", "grpo", "tgpo"),
-        FEW_SEEDS,
+        SEEDS,
         {**SETTINGS, "steps": 4 * STEPS, "prompts_per_step": 16, "evaluate_every": 20, "checkpoint_every": 4 * STEPS},
     )
 
