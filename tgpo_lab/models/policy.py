@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from ..errors import InputError
 from ..rollouts import Rollouts
+from .shared_prompts import can_share_prompts, states_with_shared_prompts
 
 # Entries of a vocabulary that are looked at together: whole vectors of a processor, and a divisor of most
 # vocabularies, so that they seldom have to be copied to fill the last block.
@@ -21,6 +22,8 @@ def response_hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor
     of length L belongs to position L − 1 + t. Indexing any (B, T) tensor with ``rollouts.mask`` gives
     its values in the same order.
     """
+    if can_share_prompts(model):
+        return states_with_shared_prompts(model, rollouts)
     tokens, prompt_lengths = rollouts.sequences()
     hidden = model.base_model(tokens, use_cache=False).last_hidden_state  # (B, longest sequence, H)
     row, step = rollouts.mask.nonzero(as_tuple=True)

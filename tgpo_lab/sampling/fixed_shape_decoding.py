@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from ..errors import InputError
-from .decoding import KnownLayers, NextHidden, PreallocatedLayer, known_layers
+from ..models.known_decoders import is_known_decoder
+from .decoding import KnownLayers, NextHidden, PreallocatedLayer
 
 CAPACITY_STEP = 64
 """Capacities are rounded up to a multiple of this, so that prompts of other lengths seldom need other buffers."""
@@ -59,7 +60,7 @@ class FixedShapeDecoder:
         Raises:
             InputError: another architecture.
         """
-        if not known_layers(model):
+        if not is_known_decoder(model):
             raise InputError(
                 f"compile_decoding knows the layers of Llama, Mistral, Qwen2 and Qwen3 without sliding window, but the "
                 f"student is a {type(model).__name__}. Set compile_decoding to false."
