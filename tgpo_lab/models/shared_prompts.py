@@ -8,11 +8,11 @@ of its responses. With 8 samples for each prompt that leaves out seven of eight 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from ..rollouts import Rollouts
+from .attention import attention
 from .known_decoders import is_known_decoder, read_layer, rms_norm, rotations
 
 
@@ -65,7 +65,9 @@ class _Tokens:
 
         before = lengths.to(device)[self._prompt_of].unsqueeze(-1)  # (B, 1) prompt tokens before a response
         step, place = (torch.arange(n, device=device) for n in (self.steps, self.longest_prompt + self.steps))
-        self.positions = torch.cat([place[: self.longest_prompt].repeat(self._prompts), (before + step).flatten()])
+        within = place[: self.longest_prompt]
+        self.positions = torch.cat([within.repeat(self._prompts), (before + step).flatten()])
+        self._visible_in_prompts = within <= within.unsqueeze(-1)  # (P, P)
         # Keys are P of the prompt, padding included, and R of the response; queries see none that come later.
         self._visible = place <= self.longest_prompt + step.unsqueeze(-1)  # (R, P + R)
         if int(lengths.min()) < self.longest_prompt:
@@ -83,11 +85,10 @@ class _Tokens:
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """See :data:`tgpo_lab.models.known_decoders.Attend`."""
-        shared = {"enable_gqa": query.shape[1] != key.shape[1]}
         parts = [x.split([self._in_prompts, self._rows * self.steps]) for x in (query, key, value)]
         # (p, P, heads, head width): padding stands on the right, where no token sees it
         prompts = [prompt.unflatten(0, (self._prompts, self.longest_prompt)) for prompt, _ in parts]
-        mixed = _attention(*prompts, is_causal=True, **shared)
+        mixed = _tokens_first(*prompts, self._visible_in_prompts)
         if not self.steps:
             return mixed
         query, key, value = (response.unflatten(0, (self._rows, self.steps)) for _, response in parts)
@@ -95,10 +96,10 @@ class _Tokens:
             torch.cat([prompt.index_select(0, self._prompt_of), own], 1)  # (B, P + R, key-value heads, head width)
             for prompt, own in zip(prompts[1:], (key, value), strict=True)
         )
-        return torch.cat([mixed, _attention(query, key, value, attn_mask=self._visible, **shared)])
+        return torch.cat([mixed, _tokens_first(query, key, value, self._visible)])
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
-    """Tokens before heads, as the projections give them: (B, T, heads, head width) → (B·T, heads × head width)."""
-    mixed = F.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (query, key, value)), **options)
+def _tokens_first(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+    """Attention with tokens before heads, as projections give them: (B, T, heads, width) → (B·T, heads × width)."""
+    mixed = attention(*(x.transpose(1, 2) for x in (query, key, value)), visible)
     return mixed.transpose(1, 2).flatten(0, 1).flatten(1)

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from ..models.attention import attention
 from ..models.known_decoders import Projection, is_known_decoder, read_layer, rms_norm, rotations
 
 
@@ -121,7 +122,7 @@ class KnownLayers:
                 )  # (B, key-value heads, so far, width)
                 # Heads that share keys stand as several queries of one head: each sees all that is cached.
                 grouped = query.view(len(query), keys.shape[1], -1, query.shape[-1]).to(keys.dtype)
-                return F.scaled_dot_product_attention(grouped, keys, values, mask).reshape(len(query), -1)
+                return attention(grouped, keys, values, mask).reshape(len(query), -1)
 
             hidden = read_layer(layer, hidden, cosine, sine, attend, *projections)
         return rms_norm(hidden, self._trunk.norm)
