@@ -40,9 +40,10 @@ def test_an_offloaded_teacher_gives_the_same_answers_and_holds_no_layer_between_
     offload(teacher, "cpu")
     for _ in range(2):
         after = ask_teacher(teacher, rollouts(), **options)
+        # By its own forward pass, as its layers' weights are there only while they are called: to rounding the same.
         for name in ("logprobs", "tokens", "confidence", "top_tokens", "top_logprobs", "hidden"):
-            assert torch.equal(getattr(before, name), getattr(after, name)), name
-        assert torch.equal(project_to_vocabulary(teacher, after.hidden), projected)
+            torch.testing.assert_close(getattr(after, name), getattr(before, name), msg=name)
+        torch.testing.assert_close(project_to_vocabulary(teacher, after.hidden), projected)
         held = {name for name, weight in teacher.base_model.named_parameters() if weight.device.type != "meta"}
         assert not held
     assert device_of(teacher).type == "cpu" and teacher.device.type == "meta"
@@ -86,8 +87,11 @@ def test_a_run_with_the_teacher_elsewhere_ends_with_the_same_weights(tiny_config
 
     ours, here = trained("here")
     theirs, elsewhere = trained("elsewhere", **changes)
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert here["reverse_kl"].equals(elsewhere["reverse_kl"])
+    # An offloaded teacher answers by its own forward pass, one in its place with fewer operations: the same to rounding.
+    exact = {"atol": 0.0, "rtol": 0.0} if "teacher_device" in changes else {"atol": 1e-5, "rtol": 1e-4}
+    torch.testing.assert_close(theirs, ours, **exact)
+    measured = [torch.tensor(metrics["reverse_kl"].to_numpy()) for metrics in (elsewhere, here)]
+    torch.testing.assert_close(*measured, **exact, equal_nan=True)
 
 
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tiny_config, tmp_path):

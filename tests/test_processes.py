@@ -56,7 +56,9 @@ def assert_same_run(found: Path, wanted: Path) -> None:
     for one, other in zip(rows(found), rows(wanted), strict=True):
         assert list(one) == list(other)
         for name, value in other.items():
-            assert one[name] == pytest.approx(value, rel=3e-5, abs=1e-6), name
+            # What the engine is measured by is rounding itself, of which sharded weights have another.
+            rounding = 1e-5 if name.startswith("engine_") else 1e-6
+            assert one[name] == pytest.approx(value, rel=3e-5, abs=rounding), name
     for file in ("model.safetensors", "optimizer.safetensors"):
         one, other = tensors(found, file), tensors(wanted, file)
         assert one.keys() == other.keys()

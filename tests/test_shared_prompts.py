@@ -80,7 +80,7 @@ def test_a_prompt_passes_through_the_layers_once():
     assert read == [2 * 4 + 5 * 5]
 
 
-@pytest.mark.parametrize("changed", ["none", "checkpointing", "dropout", "window", "architecture"])
+@pytest.mark.parametrize("changed", ["none", "checkpointing", "dropout", "window", "architecture", "float64", "hook"])
 def test_other_models_are_read_by_their_own_forward_pass(changed):
     model = with_random_weights(KNOWN["Llama"](**SHAPE, rope_parameters=LLAMA3))
     if changed == "checkpointing":
@@ -92,6 +92,10 @@ def test_other_models_are_read_by_their_own_forward_pass(changed):
         model = Qwen2ForCausalLM(Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=4, max_window_layers=1))
     elif changed == "architecture":
         model.__class__ = type("Changed", (type(model),), {})
+    elif changed == "float64":
+        model.double()
+    elif changed == "hook":
+        model.base_model.layers[1].post_attention_layernorm.register_forward_hook(lambda module, inputs, output: output)
     assert can_share_prompts(model) == (changed == "none")
     with torch.no_grad():
         assert can_share_prompts(model) == (changed in ("none", "checkpointing"))  # nothing to store, nothing to repeat

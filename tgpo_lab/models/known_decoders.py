@@ -7,7 +7,7 @@ Every other architecture is served by its own forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,14 @@ def is_known_decoder(model: PreTrainedModel) -> bool:
         and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)  # no sliding window
         and model.device.type != "meta"  # an offloaded weight is there only while its module is called
     )
+
+
+def modules_left_out(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
+    """Modules of a known decoder that are not called by those who read its layers with :func:`read_layer`."""
+    yield model.base_model
+    yield from (norm for norm in model.base_model.modules() if type(norm).__name__.endswith("RMSNorm"))
+    for layer in model.base_model.layers:
+        yield from (layer, layer.self_attn, layer.mlp)
 
 
 def rotations(model: PreTrainedModel, length: int) -> tuple[Tensor, Tensor]:

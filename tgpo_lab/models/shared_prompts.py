@@ -13,20 +13,24 @@ from transformers import PreTrainedModel
 
 from ..rollouts import Rollouts
 from .attention import attention
-from .known_decoders import is_known_decoder, read_layer, rms_norm, rotations
+from .known_decoders import is_known_decoder, modules_left_out, read_layer, rms_norm, rotations
 
 
 def can_share_prompts(model: PreTrainedModel) -> bool:
     """Whether :func:`states_with_shared_prompts` computes what this model's own forward pass does, and sooner.
 
-    Not on a GPU, whose fastest attention takes no mask; not where activations are computed again in the backward pass
-    or attention drops some of its weights, which is the business of transformers' own layers.
+    Not on a GPU, whose fastest attention takes no mask; not where activations are computed again in the backward pass,
+    attention drops some of its weights, or hooks gather sharded weights, which happens in the layers' own forward pass;
+    not in float64, in which transformers' norms still compute in float32.
     """
+    trunk = model.base_model
     return (
         model.device.type == "cpu"
+        and model.dtype != torch.float64
         and is_known_decoder(model)
-        and not (torch.is_grad_enabled() and any(layer.gradient_checkpointing for layer in model.base_model.layers))
+        and not (torch.is_grad_enabled() and any(layer.gradient_checkpointing for layer in trunk.layers))
         and not (model.training and model.config.attention_dropout)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules_left_out(model))
     )
 
 
