@@ -87,7 +87,7 @@ def test_a_run_with_the_teacher_elsewhere_ends_with_the_same_weights(tiny_config
 
     ours, here = trained("here")
     theirs, elsewhere = trained("elsewhere", **changes)
-    # An offloaded teacher answers by its own forward pass, one in its place with fewer operations: the same to rounding.
+    # An offloaded teacher answers by its own forward pass, one in its place with fewer operations: same to rounding.
     exact = {"atol": 0.0, "rtol": 0.0} if "teacher_device" in changes else {"atol": 1e-5, "rtol": 1e-4}
     torch.testing.assert_close(theirs, ours, **exact)
     measured = [torch.tensor(metrics["reverse_kl"].to_numpy()) for metrics in (elsewhere, here)]
