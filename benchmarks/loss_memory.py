@@ -1,13 +1,14 @@
 """Memory and time of the loss part of an update: in chunks of positions, and with whole (B, T, V) tensors.
 
-    python benchmarks/loss_memory.py
-    python benchmarks/loss_memory.py --tokens 4096      # on a GPU
+    python benchmarks/loss_memory.py --tokens 512
+    python benchmarks/loss_memory.py --tokens 4096 --versions chunks      # where whole logits do not fit
 
 The loss part is what comes after the last layer: the teacher's answers from its hidden states, the student's logits,
 the loss, and the gradients of hidden states and of the output layer. So both models have no layers: hidden states are
 normalised embeddings, whose cost is the same for all. The plain version keeps float32 logits of all positions, as
 textbook code does. Each measurement has a process of its own. Its peak is counted from the moment at which weights and
-their gradients are there, so it holds what the loss adds.
+their gradients are there, so it holds what the loss adds. The results hold one run for each choice of options, and a
+new run replaces the one of the same.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ from typing import Literal
 import torch
 import tyro
 from accelerate import Accelerator
+from kept_results import RESULTS, keep_results
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tgpo_lab.batch import Batch
-from tgpo_lab.files import write_json, write_text
+from tgpo_lab.errors import InputError
 from tgpo_lab.loop.allocator import keep_freed_memory
 from tgpo_lab.loop.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.losses import policy_gradient_loss, reverse_kl
@@ -40,9 +42,7 @@ from tgpo_lab.provenance import provenance
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.teacher import ask_teacher
 
-RESULTS = Path(__file__).parent / "results" / "loss_memory.json"
-README = Path(__file__).with_name("README.md")
-TABLE_START, TABLE_END = "<!-- loss table: start -->", "<!-- loss table: end -->"
+OWN_FILE = RESULTS / "loss_memory.json"
 LOSSES = {"tgpo": "TGPO", "exact-rkl": "exact reverse KL"}
 PROMPT = 2
 WEIGHT = 2e-3
@@ -62,12 +62,14 @@ class Options:
     """Responses in the micro-batch."""
     tokens: int = 256
     """Tokens of each."""
-    repeats: int = 5
+    repeats: int = 3
     """Times that count; one before them does not."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """As in a training run: bfloat16 for products and for the teacher."""
-    output: Path = RESULTS
-    """Where the numbers go. At the default place the table goes into README.md as well."""
+    versions: tuple[Literal["chunks", "plain"], ...] = ("chunks", "plain")
+    """chunks: positions a few at a time, as in the training loop. plain: the logits of all positions at once."""
+    output: Path = OWN_FILE
+    """Where the numbers go, beside those of other options. At the default place, the table goes into README.md too."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,8 @@ def plain(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> None
     total.backward()
 
 
-VERSIONS = {"in chunks": in_chunks, "plain": plain}
+VERSIONS = {"chunks": in_chunks, "plain": plain}
+SHOWN = {"chunks": "in chunks", "plain": "plain"}
 
 
 # ── Measuring, in a process of its own ───────────────────────────────────────────────────────────
@@ -193,9 +196,9 @@ def peak(device: torch.device) -> int:
 
 
 def compare(loss: str, options: Options) -> dict[str, object]:
-    """Both versions of one loss."""
+    """The versions of one loss."""
     entries = {}
-    for version in VERSIONS:
+    for version in options.versions:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(asdict(options) | {"output": str(options.output)}, file)
             file.flush()
@@ -207,7 +210,7 @@ def compare(loss: str, options: Options) -> dict[str, object]:
             continue
         entries[version] = json.loads(run.stdout.splitlines()[-1])
     found = {"loss": loss, "versions": entries}
-    if all(entries.values()):
+    if all(entries.get(version) for version in VERSIONS):
         chunks, whole = (torch.tensor(entries[v]["gradient"], dtype=torch.float64) for v in VERSIONS)
         found["gradient_difference"] = float((chunks - whole).norm() / whole.norm())
     for entry in entries.values():
@@ -216,43 +219,116 @@ def compare(loss: str, options: Options) -> dict[str, object]:
     return found
 
 
-def table(result: dict[str, object]) -> str:
-    """Peaks and times as Markdown."""
-    lines = ["| loss | version | peak of the loss part | seconds | peak, plain = 1 | time, plain = 1 |",
-             "| --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for comparison in result["comparisons"]:
-        reference = comparison["versions"]["plain"]
-        for version, entry in comparison["versions"].items():
-            name = f"| {LOSSES[comparison['loss']]} | {version} |"
-            if entry is None:
-                lines.append(f"{name} did not fit | | | |")
-                continue
-            seconds = statistics.median(entry["seconds"])
-            ratios = "| |"
-            if reference:
-                ratios = (f"{entry['peak_bytes'] / reference['peak_bytes']:.3f} | "
-                          f"{seconds / statistics.median(reference['seconds']):.2f} |")  # fmt: skip
-            lines.append(f"{name} {entry['peak_bytes'] / 2**30:.2f} GiB | {seconds:.2f} | {ratios}")
-    options = result["options"]
-    differences = [c["gradient_difference"] for c in result["comparisons"] if "gradient_difference" in c]
-    return "\n".join(lines) + (
-        f"\n\n{options['rows']} × {options['tokens']:,} tokens, V = {options['vocabulary_size']:,}, hidden states "
-        f"{options['student_width']} and {options['teacher_width']} wide, {options['precision']}, {result['device']}, "
-        f"{result['threads']} threads, torch {result['versions']['torch']}; median of {options['repeats']}. The "
-        f"gradients of the output layer differ by {max(differences, default=float('nan')):.1e} of their norm at most."
+def earlier_runs(file: Path) -> list[dict[str, object]]:
+    """The runs that a results file holds; none without a file.
+
+    Raises:
+        InputError: it is another file.
+    """
+    if not file.exists():
+        return []
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} holds no runs of this benchmark. Give another --output, or remove the file."
+        ) from error
+
+
+def with_run(runs: list[dict[str, object]], run: dict[str, object]) -> list[dict[str, object]]:
+    """Runs with another one in the order of their tokens; it replaces the one of the same options and device."""
+
+    def measured(one: dict[str, object]) -> tuple[object, object]:
+        return one["options"], one["device"]
+
+    others = [one for one in runs if measured(one) != measured(run)]
+    return sorted([*others, run], key=lambda one: (one["device"], one["options"]["tokens"]))
+
+
+def peak_by_proportion(loss: str, run: dict[str, object], runs: list[dict[str, object]]) -> tuple[float, int] | None:
+    """What the plain version would take in a run that left it out: bytes, and the tokens of the run they come from.
+
+    That is the one with the most tokens of those with the same settings that measured it; without one, None.
+    """
+
+    def setting(one: dict[str, object]) -> dict[str, object]:
+        free = ("tokens", "repeats", "versions")
+        return {key: value for key, value in one["options"].items() if key not in free} | {"device": one["device"]}
+
+    peaks = {
+        one["options"]["tokens"]: comparison["versions"]["plain"]["peak_bytes"]
+        for one in runs
+        for comparison in one["comparisons"]
+        if setting(one) == setting(run) and comparison["loss"] == loss and comparison["versions"].get("plain")
+    }
+    if not peaks:
+        return None
+    tokens = max(peaks)
+    return peaks[tokens] * run["options"]["tokens"] / tokens, tokens
+
+
+def table(runs: list[dict[str, object]]) -> str:
+    """Peaks and times of all runs as Markdown, and below it what was run."""
+    lines = ["| run | tokens | loss | version | peak of the loss part | seconds | peak, plain = 1 | time, plain = 1 |",
+             "| ---: | --- | --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
+    for number, run in enumerate(runs, start=1):
+        options = run["options"]
+        for comparison in run["comparisons"]:
+            entries = comparison["versions"]
+            for version in VERSIONS:
+                cells = [str(number), f"{options['rows']} × {options['tokens']:,}", LOSSES[comparison["loss"]],
+                         SHOWN[version]]  # fmt: skip
+                if entries.get(version):
+                    cells += measured_cells(entries[version], entries.get("plain"))
+                elif version in entries:
+                    cells += ["did not fit", "", "", ""]
+                elif version == "plain":
+                    cells += [not_measured(peak_by_proportion(comparison["loss"], run, runs)), "", "", ""]
+                else:
+                    continue
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n\n" + "\n".join(f"{n}. {caption(run)}" for n, run in enumerate(runs, start=1))
+
+
+def measured_cells(entry: dict[str, object], plain: dict[str, object] | None) -> list[str]:
+    """Peak, seconds and their ratios to the plain version, if that was measured."""
+    seconds = statistics.median(entry["seconds"])
+    cells = [f"{entry['peak_bytes'] / 2**30:.2f} GiB", f"{seconds:.2f}"]
+    if plain is None:
+        return [*cells, "", ""]
+    times = seconds / statistics.median(plain["seconds"])
+    return [*cells, f"{entry['peak_bytes'] / plain['peak_bytes']:.3f}", f"{times:.2f}"]
+
+
+def not_measured(proportional: tuple[float, int] | None) -> str:
+    """The peak's cell of a plain version that was left out."""
+    if proportional is None:
+        return "—"
+    return f"—, by proportion {proportional[0] / 2**30:.1f} GiB from the run at {proportional[1]:,} tokens"
+
+
+def caption(run: dict[str, object]) -> str:
+    """What a run measured, where."""
+    options = run["options"]
+    text = (
+        f"V = {options['vocabulary_size']:,}, hidden states {options['student_width']} and {options['teacher_width']} "
+        f"wide, {options['precision']}, {run['device']}, {run['threads']} threads, torch {run['versions']['torch']}; "
+        f"median of {options['repeats']}."
     )
+    differences = [c["gradient_difference"] for c in run["comparisons"] if "gradient_difference" in c]
+    if differences:
+        text += f" The gradients of the output layer differ by {max(differences):.1e} of their norm at most."
+    return text
 
 
 def main(options: Options) -> None:
     """Run the comparisons and write the results."""
+    runs = earlier_runs(options.output)  # before anything is measured in vain
+    settings = {name: value for name, value in asdict(options).items() if name != "output"}
+    settings["versions"] = list(options.versions)  # as JSON has it
     comparisons = [compare(loss, options) for loss in LOSSES]
-    result = {"comparisons": comparisons, "options": asdict(options) | {"output": ""}, **provenance()}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, result)
-    print(table(result))
-    if options.output == RESULTS:
-        before, rest = README.read_text().split(TABLE_START)
-        write_text(README, f"{before}{TABLE_START}\n{table(result)}\n{TABLE_END}{rest.split(TABLE_END)[1]}")
+    runs = with_run(runs, {"comparisons": comparisons, "options": settings, **provenance()})
+    keep_results({"runs": runs}, table(runs), options.output, OWN_FILE, "loss table")
 
 
 if __name__ == "__main__":
