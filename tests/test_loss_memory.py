@@ -53,12 +53,11 @@ def test_the_loss_in_chunks_takes_a_fifth_of_the_memory_of_whole_logits_and_give
 
 
 @pytest.fixture
-def loss_memory(monkeypatch):
-    """The script as a module."""
+def loss_runs(monkeypatch):
+    """The script's neighbour, which it imports."""
     monkeypatch.syspath_prepend(SCRIPT.parent)
-    yield importlib.import_module("loss_memory")
-    for name in ("loss_memory", "kept_results"):
-        sys.modules.pop(name)
+    yield importlib.import_module("loss_runs")
+    sys.modules.pop("loss_runs")
 
 
 def made_up(tokens, versions=("chunks", "plain"), gibibytes=1, **changes):
@@ -71,35 +70,35 @@ def made_up(tokens, versions=("chunks", "plain"), gibibytes=1, **changes):
     }  # fmt: skip
 
 
-def test_a_run_replaces_only_the_one_of_the_same_options_and_device(loss_memory):
+def test_a_run_replaces_only_the_one_of_the_same_options_and_device(loss_runs):
     runs = []
     for run in (made_up(512), made_up(256), made_up(512, ["chunks"])):
-        runs = loss_memory.with_run(runs, run)
+        runs = loss_runs.with_run(runs, run)
     assert [run["options"]["tokens"] for run in runs] == [256, 512, 512]
     again = made_up(512, gibibytes=5)
-    assert loss_memory.with_run(runs, again) == [runs[0], runs[2], again]
-    assert len(loss_memory.with_run(runs, made_up(512, precision="bfloat16"))) == 4
-    assert len(loss_memory.with_run(runs, {**again, "device": "H100"})) == 4
+    assert loss_runs.with_run(runs, again) == [runs[0], runs[2], again]
+    assert len(loss_runs.with_run(runs, made_up(512, precision="bfloat16"))) == 4
+    assert len(loss_runs.with_run(runs, {**again, "device": "H100"})) == 4
 
 
-def test_what_was_not_measured_is_told_by_proportion_to_a_run_of_the_same_setting_alone(loss_memory):
+def test_what_was_not_measured_is_told_by_proportion_to_a_run_of_the_same_setting_alone(loss_runs):
     alone = made_up(4096, ["chunks"])
     others = [made_up(2048, gibibytes=99, rows=4), made_up(1024, gibibytes=99, student_width=64),
               {**made_up(512, gibibytes=99), "device": "H100"}]  # fmt: skip
     plain = "| {} | 8 × 4,096 | TGPO | plain | {} |  |  |  |"
-    assert plain.format(4, "—") in loss_memory.table([*others, alone])
+    assert plain.format(4, "—") in loss_runs.table([*others, alone])
     failed = made_up(1024)
     failed["comparisons"][0]["versions"]["plain"] = None
-    assert "| 1 | 8 × 1,024 | TGPO | plain | did not fit |  |  |  |" in loss_memory.table([failed])
+    assert "| 1 | 8 × 1,024 | TGPO | plain | did not fit |  |  |  |" in loss_runs.table([failed])
     runs = [made_up(256, gibibytes=3), made_up(512, gibibytes=7, repeats=1), *others, alone, failed]
     # 7 GiB × 4,096 / 512: the run with the most tokens counts.
-    assert plain.format(6, "—, by proportion 56.0 GiB from the run at 512 tokens") in loss_memory.table(runs)
-    assert "| 6 | 8 × 4,096 | TGPO | in chunks | 1.00 GiB | 4.00 |  |  |" in loss_memory.table(runs)
-    assert "| 1 | 8 × 256 | TGPO | in chunks | 3.00 GiB | 4.00 | 1.000 | 1.00 |" in loss_memory.table(runs)
+    assert plain.format(6, "—, by proportion 56.0 GiB from the run at 512 tokens") in loss_runs.table(runs)
+    assert "| 6 | 8 × 4,096 | TGPO | in chunks | 1.00 GiB | 4.00 |  |  |" in loss_runs.table(runs)
+    assert "| 1 | 8 × 256 | TGPO | in chunks | 3.00 GiB | 4.00 | 1.000 | 1.00 |" in loss_runs.table(runs)
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"comparisons": []}'])
-def test_another_file_is_not_overwritten(loss_memory, tmp_path, text):
+def test_another_file_is_not_overwritten(loss_runs, tmp_path, text):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(InputError, match=r"other\.json holds no runs of this benchmark\. Give another --output"):
-        loss_memory.earlier_runs(tmp_path / "other.json")
+        loss_runs.earlier_runs(tmp_path / "other.json")
