@@ -24,23 +24,21 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from kept_results import RESULTS, keep_results
 from programs import DISTILLATION, GRPO, LOOP, LOOP_MEASURING
 
 from tgpo_lab.benchmark import CASES, write_random_pair
 from tgpo_lab.config import TrainConfig
-from tgpo_lab.files import write_json, write_text
 from tgpo_lab.provenance import provenance
 
 PROGRAMS = Path(__file__).with_name("programs.py")
-README = Path(__file__).with_name("README.md")
-RESULTS = Path(__file__).parent / "results" / "against_trl.json"
+OWN_FILE = RESULTS / "against_trl.json"
 
 ALLOCATORS = {
     "default": {},
     # glibc then never gives memory back, so large tensors do not fault in their pages again at every step.
     "keeping": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"},
 }
-TABLE_START, TABLE_END = "<!-- table: start -->", "<!-- table: end -->"
 CAVEAT = (
     "The objectives differ. tgpo_lab runs the teacher over the samples and uses its best token and the sampled "
     "token's log-probability (TGPO). GRPOTrainer runs no teacher at all. DistillationTrainer computes a divergence "
@@ -64,7 +62,7 @@ class Options:
     """keeping: MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=8000000000 for all programs."""
     note: str = ""
     """A remark on the machine that is kept with the numbers, for example that it was shared."""
-    output: Path = RESULTS
+    output: Path = OWN_FILE
     """Where the numbers go. At the default place the table goes into README.md as well."""
 
 
@@ -190,12 +188,7 @@ def main(options: Options) -> None:
         "trl": importlib.metadata.version("trl"),
         **provenance(),
     }
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, result)
-    print(table(result))
-    if options.output == RESULTS:
-        before, rest = README.read_text().split(TABLE_START)
-        write_text(README, f"{before}{TABLE_START}\n{table(result)}\n{TABLE_END}{rest.split(TABLE_END)[1]}")
+    keep_results(result, table(result), options.output, OWN_FILE, "table")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """Memory and time of the loss part of an update: in chunks of positions, and with whole (B, T, V) tensors.
 
-    python benchmarks/loss_memory.py
-    python benchmarks/loss_memory.py --tokens 4096      # on a GPU
+    python benchmarks/loss_memory.py --tokens 512
+    python benchmarks/loss_memory.py --tokens 4096 --versions chunks      # where whole logits do not fit
 
 The loss part is what comes after the last layer: the teacher's answers from its hidden states, the student's logits,
 the loss, and the gradients of hidden states and of the output layer. So both models have no layers: hidden states are
 normalised embeddings, whose cost is the same for all. The plain version keeps float32 logits of all positions, as
 textbook code does. Each measurement has a process of its own. Its peak is counted from the moment at which weights and
-their gradients are there, so it holds what the loss adds.
+their gradients are there, so it holds what the loss adds. The results hold one run for each choice of options, and a
+new run replaces the one of the same.
 """
 
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,10 +27,11 @@ from typing import Literal
 import torch
 import tyro
 from accelerate import Accelerator
+from kept_results import RESULTS, keep_results
+from loss_runs import LOSSES, earlier_runs, table, with_run
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tgpo_lab.batch import Batch
-from tgpo_lab.files import write_json, write_text
 from tgpo_lab.loop.allocator import keep_freed_memory
 from tgpo_lab.loop.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.losses import policy_gradient_loss, reverse_kl
@@ -40,10 +41,7 @@ from tgpo_lab.provenance import provenance
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.teacher import ask_teacher
 
-RESULTS = Path(__file__).parent / "results" / "loss_memory.json"
-README = Path(__file__).with_name("README.md")
-TABLE_START, TABLE_END = "<!-- loss table: start -->", "<!-- loss table: end -->"
-LOSSES = {"tgpo": "TGPO", "exact-rkl": "exact reverse KL"}
+OWN_FILE = RESULTS / "loss_memory.json"
 PROMPT = 2
 WEIGHT = 2e-3
 
@@ -62,12 +60,14 @@ class Options:
     """Responses in the micro-batch."""
     tokens: int = 256
     """Tokens of each."""
-    repeats: int = 5
+    repeats: int = 3
     """Times that count; one before them does not."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """As in a training run: bfloat16 for products and for the teacher."""
-    output: Path = RESULTS
-    """Where the numbers go. At the default place the table goes into README.md as well."""
+    versions: tuple[Literal["chunks", "plain"], ...] = ("chunks", "plain")
+    """chunks: positions a few at a time, as in the training loop. plain: the logits of all positions at once."""
+    output: Path = OWN_FILE
+    """Where the numbers go, beside those of other options. At the default place, the table goes into README.md too."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def plain(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> None
     total.backward()
 
 
-VERSIONS = {"in chunks": in_chunks, "plain": plain}
+VERSIONS = {"chunks": in_chunks, "plain": plain}
 
 
 # ── Measuring, in a process of its own ───────────────────────────────────────────────────────────
@@ -193,9 +193,9 @@ def peak(device: torch.device) -> int:
 
 
 def compare(loss: str, options: Options) -> dict[str, object]:
-    """Both versions of one loss."""
+    """The versions of one loss."""
     entries = {}
-    for version in VERSIONS:
+    for version in options.versions:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(asdict(options) | {"output": str(options.output)}, file)
             file.flush()
@@ -207,7 +207,7 @@ def compare(loss: str, options: Options) -> dict[str, object]:
             continue
         entries[version] = json.loads(run.stdout.splitlines()[-1])
     found = {"loss": loss, "versions": entries}
-    if all(entries.values()):
+    if all(entries.get(version) for version in VERSIONS):
         chunks, whole = (torch.tensor(entries[v]["gradient"], dtype=torch.float64) for v in VERSIONS)
         found["gradient_difference"] = float((chunks - whole).norm() / whole.norm())
     for entry in entries.values():
@@ -216,43 +216,14 @@ def compare(loss: str, options: Options) -> dict[str, object]:
     return found
 
 
-def table(result: dict[str, object]) -> str:
-    """Peaks and times as Markdown."""
-    lines = ["| loss | version | peak of the loss part | seconds | peak, plain = 1 | time, plain = 1 |",
-             "| --- | --- | ---: | ---: | ---: | ---: |"]  # fmt: skip
-    for comparison in result["comparisons"]:
-        reference = comparison["versions"]["plain"]
-        for version, entry in comparison["versions"].items():
-            name = f"| {LOSSES[comparison['loss']]} | {version} |"
-            if entry is None:
-                lines.append(f"{name} did not fit | | | |")
-                continue
-            seconds = statistics.median(entry["seconds"])
-            ratios = "| |"
-            if reference:
-                ratios = (f"{entry['peak_bytes'] / reference['peak_bytes']:.3f} | "
-                          f"{seconds / statistics.median(reference['seconds']):.2f} |")  # fmt: skip
-            lines.append(f"{name} {entry['peak_bytes'] / 2**30:.2f} GiB | {seconds:.2f} | {ratios}")
-    options = result["options"]
-    differences = [c["gradient_difference"] for c in result["comparisons"] if "gradient_difference" in c]
-    return "\n".join(lines) + (
-        f"\n\n{options['rows']} × {options['tokens']:,} tokens, V = {options['vocabulary_size']:,}, hidden states "
-        f"{options['student_width']} and {options['teacher_width']} wide, {options['precision']}, {result['device']}, "
-        f"{result['threads']} threads, torch {result['versions']['torch']}; median of {options['repeats']}. The "
-        f"gradients of the output layer differ by {max(differences, default=float('nan')):.1e} of their norm at most."
-    )
-
-
 def main(options: Options) -> None:
     """Run the comparisons and write the results."""
+    runs = earlier_runs(options.output)  # before anything is measured in vain
+    settings = {name: value for name, value in asdict(options).items() if name != "output"}
+    settings["versions"] = list(options.versions)  # as JSON has it
     comparisons = [compare(loss, options) for loss in LOSSES]
-    result = {"comparisons": comparisons, "options": asdict(options) | {"output": ""}, **provenance()}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.output, result)
-    print(table(result))
-    if options.output == RESULTS:
-        before, rest = README.read_text().split(TABLE_START)
-        write_text(README, f"{before}{TABLE_START}\n{table(result)}\n{TABLE_END}{rest.split(TABLE_END)[1]}")
+    runs = with_run(runs, {"comparisons": comparisons, "options": settings, **provenance()})
+    keep_results({"runs": runs}, table(runs), options.output, OWN_FILE, "loss table")
 
 
 if __name__ == "__main__":

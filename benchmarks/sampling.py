@@ -1,18 +1,20 @@
 """Tokens per second of the ways to sample, beside the floor set by bytes over this machine's bandwidth.
 
     python benchmarks/sampling.py                                             # small, on a CPU
-    python benchmarks/sampling.py --hidden-size 1536 --layers 28 --heads 12 --vocabulary 151936 --rows 64 \
-        --response-tokens 512 --precision bfloat16 --paths growing fixed compiled vllm     # on a GPU
+    python benchmarks/sampling.py --hidden-size 1536 --layers 28 --heads 12 --key-value-heads 2 \
+        --intermediate-size 8960 --vocabulary 151936 --rows 64 --response-tokens 512 --precision bfloat16 \
+        --paths growing fixed compiled vllm     # the shapes of Qwen2.5-1.5B, on a GPU
 
-Weights are random and no response ends early, so every length is exact. A token of all rows has to read the weights of
-the layers and of the output matrix once, and the keys and values of every row so far: those bytes over the bandwidth of
-a large copy (read and written) are a floor that no program reaches.
+Weights are random and no response ends early, so every length is exact. To write a token of all rows, the output matrix
+has to be read once. Before each but the first, the weights of the layers have to be read once, and the keys and values
+of every row so far. Those bytes over the bandwidth of a large copy (read and written) are a floor. That the prompts are
+read counts as free. What fits into a processor's cache can be read faster than that: with small models on a CPU the
+floor is a measure and no bound.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import statistics
 import tempfile
 import time
@@ -22,12 +24,17 @@ from typing import Literal
 
 import torch
 import tyro
+from kept_results import RESULTS, keep_results
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tgpo_lab.errors import InputError
 from tgpo_lab.provenance import provenance
 from tgpo_lab.sampling.engine import Engine, OwnEngine
 from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
 from tgpo_lab.sampling.vllm_engine import VLLMEngine
+
+OWN_FILE = RESULTS / "sampling.json"
+SAMPLES_PER_PROMPT = 4
 
 
 @dataclass(frozen=True)
@@ -35,11 +42,15 @@ class Options:
     """Compare the ways to sample."""
 
     hidden_size: int = 128
-    """Width of the model; the feed-forward part is three times as wide."""
+    """Width of the model."""
+    intermediate_size: int = 384
+    """Width inside its feed-forward part."""
     layers: int = 4
     """Decoder layers."""
     heads: int = 4
-    """Heads, of keys and values too."""
+    """Heads of queries."""
+    key_value_heads: int = 2
+    """Heads of keys and values; each serves as many heads of queries."""
     vocabulary: int = 8192
     """Tokens."""
     rows: int = 16
@@ -54,8 +65,19 @@ class Options:
     """growing: as by default. fixed: tensors of fixed shape. compiled: those through torch.compile. vllm: the extra."""
     rounds: int = 3
     """Samplings that count; one before them does not."""
-    output: Path | None = None
-    """A JSON file for the numbers."""
+    note: str = ""
+    """A remark on the machine that is kept with the numbers, for example that it was shared."""
+    output: Path = OWN_FILE
+    """Where the numbers go. At the default place the table goes into README.md as well."""
+
+    def __post_init__(self) -> None:
+        for name, value, parts, what in (
+            ("rows", self.rows, SAMPLES_PER_PROMPT, "the samples of a prompt"),
+            ("hidden_size", self.hidden_size, self.heads, "heads"),
+            ("heads", self.heads, self.key_value_heads, "key_value_heads"),
+        ):
+            if value < 1 or parts < 1 or value % parts:
+                raise InputError(f"{name} must be a multiple of {what} ({parts}), but is {value}.")
 
 
 def bandwidth(device: torch.device) -> float:
@@ -76,12 +98,16 @@ def timed(call, device: torch.device) -> float:
 
 
 def bytes_to_read(model: Qwen2ForCausalLM, options: Options) -> int:
-    """Of all tokens after the prompt: weights once a token, the cache of each row up to it."""
+    """Of all tokens of the responses, once the prompts have been read."""
     size = model.dtype.itemsize
-    weights = sum(p.numel() for name, p in model.named_parameters() if "embed_tokens" not in name) * size
-    cached = 2 * options.layers * options.hidden_size * size * options.rows
-    steps = range(options.response_tokens)
-    return sum(weights + cached * (options.prompt_tokens + step) for step in steps)
+    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    output = numbers.pop("lm_head.weight") * size
+    layers = sum(count for name, count in numbers.items() if "embed_tokens" not in name) * size
+    head_width = options.hidden_size // options.heads
+    cached = 2 * options.layers * options.key_value_heads * head_width * size * options.rows  # of one position
+    # The last token of a response is never read.
+    positions = sum(options.prompt_tokens + written for written in range(1, options.response_tokens))
+    return output * options.response_tokens + layers * (options.response_tokens - 1) + cached * positions
 
 
 def engine_of(path: str, model: Qwen2ForCausalLM, options: Options) -> Engine:
@@ -95,21 +121,47 @@ def engine_of(path: str, model: Qwen2ForCausalLM, options: Options) -> Engine:
     return engine
 
 
+def table(result: dict[str, object]) -> str:
+    """Seconds, tokens per second and the distance to the floor, as Markdown."""
+    lines = ["| path | seconds | tokens per second | times the floor |", "| --- | ---: | ---: | ---: |"]
+    for path, entry in result["paths"].items():
+        seconds = entry["seconds"]
+        lines.append(
+            f"| {path} | {statistics.median(seconds):.3f} ({min(seconds):.3f}–{max(seconds):.3f}) | "
+            f"{entry['tokens_per_second']:,.0f} | {entry['times_the_floor']:.1f} |"
+        )
+    options, torch_version = result["options"], result["versions"]["torch"]
+    caption = (
+        f"{options['rows']} rows × {options['response_tokens']} tokens after a prompt of {options['prompt_tokens']}; "
+        f"{options['hidden_size']} wide, feed-forward {options['intermediate_size']:,}, {options['layers']} layers, "
+        f"{options['heads']} heads, {options['key_value_heads']} of keys and values, V = {options['vocabulary']:,}; "
+        f"{options['precision']}, {result['device']}, {result['threads']} threads, torch {torch_version}; "
+        f"median of {options['rounds']} (smallest–largest). Floor: {result['bytes'] / 1e9:.3g} GB at "
+        f"{result['bytes_per_second'] / 1e9:.3g} GB/s, {result['floor_seconds']:.3g} s or "
+        f"{result['tokens'] / result['floor_seconds']:,.0f} tokens per second."
+    )
+    if result["device"] == "CPU":
+        caption += " These are numbers of a CPU; they say nothing about a GPU."
+    return "\n".join(lines) + "\n\n" + " ".join(filter(None, [caption, options["note"]]))
+
+
 def main(options: Options) -> None:
-    """Measure and print."""
+    """Measure, and write the results."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     config = Qwen2Config(
-        vocab_size=options.vocabulary, hidden_size=options.hidden_size, intermediate_size=3 * options.hidden_size,
-        num_hidden_layers=options.layers, num_attention_heads=options.heads, num_key_value_heads=options.heads,
+        vocab_size=options.vocabulary, hidden_size=options.hidden_size, intermediate_size=options.intermediate_size,
+        num_hidden_layers=options.layers, num_attention_heads=options.heads,
+        num_key_value_heads=options.key_value_heads,
         max_position_embeddings=options.prompt_tokens + options.response_tokens, tie_word_embeddings=False,
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    prompts = torch.randint(options.vocabulary, (options.rows // 4, options.prompt_tokens)).tolist()
+    shape = options.rows // SAMPLES_PER_PROMPT, options.prompt_tokens
+    prompts = torch.randint(options.vocabulary, shape).tolist()
     with tempfile.TemporaryDirectory() as folder:
         Qwen2ForCausalLM(config).to(getattr(torch, options.precision)).save_pretrained(folder)
         model = Qwen2ForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.precision)).to(device).eval()
-        floor = bytes_to_read(model, options) / bandwidth(device)
+        read, rate = bytes_to_read(model, options), bandwidth(device)
         tokens = options.rows * options.response_tokens
         found = {}
         for path in options.paths:
@@ -117,28 +169,28 @@ def main(options: Options) -> None:
 
             def sample(engine: Engine = engine) -> None:
                 engine.sample(
-                    prompts, options.response_tokens, [options.vocabulary], 0, samples_per_prompt=4,
+                    prompts, options.response_tokens, [options.vocabulary], 0, samples_per_prompt=SAMPLES_PER_PROMPT,
                     generator=torch.Generator().manual_seed(0),
                 )  # fmt: skip
 
             with engine.load_weights(), torch.no_grad():
                 sample()
                 seconds = [timed(sample, device) for _ in range(options.rounds)]
-            found[path] = {"seconds": seconds, "tokens_per_second": tokens / statistics.median(seconds),
-                           "times_the_floor": statistics.median(seconds) / floor}  # fmt: skip
-    print(f"{device.type}: {options.rows} rows × {options.response_tokens} tokens, {options.precision}. "
-          f"Floor {tokens / floor:,.0f} tokens per second.")  # fmt: skip
-    if device.type == "cpu":
-        print("On a CPU: these numbers say nothing about a GPU.")
-    for path, entry in found.items():
-        print(f"{path:>10}  {entry['tokens_per_second']:>10,.0f} tokens per second  "
-              f"{entry['times_the_floor']:>8.1f} × the floor")  # fmt: skip
-    if options.output:
-        settings = {name: value for name, value in asdict(options).items() if name != "output"}
-        result = {"options": settings, "floor_seconds": floor, "paths": found, **provenance()}
-        if "vllm" in options.paths:
-            result["vllm"] = importlib.metadata.version("vllm")
-        options.output.write_text(json.dumps(result, indent=1))
+            median = statistics.median(seconds)
+            found[path] = {"seconds": seconds, "tokens_per_second": tokens / median,
+                           "times_the_floor": median / (read / rate)}  # fmt: skip
+    result = {
+        "paths": found,
+        "tokens": tokens,
+        "bytes": read,
+        "bytes_per_second": rate,
+        "floor_seconds": read / rate,
+        "options": {name: value for name, value in asdict(options).items() if name != "output"},
+        **provenance(),
+    }
+    if "vllm" in options.paths:
+        result["vllm"] = importlib.metadata.version("vllm")
+    keep_results(result, table(result), options.output, OWN_FILE, "sampling table")
 
 
 if __name__ == "__main__":

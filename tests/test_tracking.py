@@ -1,9 +1,13 @@
 """What a run leaves for others to read: curves in trackers beside the JSON lines, and the model card."""
 
+import ast
 import importlib.util
 import json
+import os
 import re
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -15,6 +19,9 @@ from tgpo_lab.loop.model_card import model_card
 from tgpo_lab.metrics import METRICS
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
+
+ROOT = Path(__file__).resolve().parent.parent
+STAND_INS = ROOT / "tests" / "stand_in_trackers"
 
 needs_tensorboard = pytest.mark.skipif(
     importlib.util.find_spec("tensorboard") is None, reason="needs the extra tensorboard"
@@ -51,6 +58,54 @@ def test_tensorboard_gets_the_rows_of_the_metrics_file(tiny_config, tmp_path):
                 assert found[name][row["step"]] == pytest.approx(value, rel=1e-5)
 
 
+def tracked_training(config, folder, *changes):
+    """A training in a process of its own with the small wandb and trackio: how it ended, and what each received."""
+    record = folder / "record.jsonl"
+    paths = os.pathsep.join((str(STAND_INS), str(ROOT)))
+    done = subprocess.run(
+        [sys.executable, "-m", "tgpo_lab", "train", "--quiet", "--trackers", "wandb", "trackio",
+         "--student", config.student, "--teacher", config.teacher, "--dataset", config.dataset, "--steps", "3",
+         "--prompts-per-step", "2", "--group-size", "4", "--max-new-tokens", "12", "--evaluate-every", "2",
+         "--evaluation-prompts", "4", "--output", folder / "run", *changes],
+        env={**os.environ, "PYTHONPATH": paths, "TRACKER_RECORD": str(record)}, capture_output=True, text=True,
+    )  # fmt: skip
+    received = {"wandb": [], "trackio": []}
+    for line in record.read_text().splitlines():
+        event = json.loads(line)
+        received[event.pop("tracker")].append(event)
+    return done, received
+
+
+def test_weights_and_biases_and_trackio_get_configuration_rows_and_the_end(tiny_config, tmp_path):
+    done, received = tracked_training(tiny_config(tmp_path), tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert [row.pop("step") for row in rows] == [0, 1, 2, 3]
+    for events in received.values():
+        assert [event["event"] for event in events] == ["init", "config", *["log"] * 4, "finish"]
+        assert events[0] == {"event": "init", "project": "tgpo-lab", "name": "run"}
+        assert [event["step"] for event in events[2:-1]] == [0, 1, 2, 3]
+        assert [event["values"] for event in events[2:-1]] == rows
+        settings = events[1]["values"]
+        # What is no single value of JSON arrives as Python's text of it.
+        arrived = {
+            name: settings[name] if isinstance(value, bool | int | float | str) else ast.literal_eval(settings[name])
+            for name, value in config.items()
+        }
+        assert arrived == config
+
+
+def test_trackers_are_told_the_end_of_a_run_that_an_error_stops(tiny_config, tmp_path):
+    done, received = tracked_training(tiny_config(tmp_path), tmp_path, "--learning-rate", "1e30")
+    assert done.returncode != 0 and "is not finite" in done.stderr
+    (row,) = (json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert row.pop("step") == 0
+    for events in received.values():
+        assert [event["event"] for event in events] == ["init", "config", "log", "finish"]
+        assert (events[2]["step"], events[2]["values"]) == (0, row)
+
+
 def test_a_resumed_run_may_be_tracked_elsewhere(tiny_config, tmp_path):
     config = tiny_config(tmp_path, steps=1)
     assert not list((train(config, show_progress=False).directory).glob("tensorboard"))
@@ -74,6 +129,17 @@ def test_a_tracker_that_cannot_be_imported_is_one_sentence(monkeypatch, tmp_path
         InputError, match=r"trackio is installed, but cannot be imported \(ModuleNotFoundError: No module"
     ):
         TrainConfig(trackers=("trackio",))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed and goes first")
+def test_a_folder_that_is_called_like_a_tracker_is_none(monkeypatch, tmp_path):
+    (tmp_path / "wandb").mkdir()  # Python imports it as a package
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        with pytest.raises(InputError, match=r"wandb is not installed: only a folder .* pip install wandb"):
+            TrainConfig(trackers=("wandb",))
+    finally:
+        sys.modules.pop("wandb", None)
 
 
 @needs_tensorboard

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -40,6 +41,13 @@ def require_trackers(names: tuple[str, ...]) -> None:
             raise InputError(
                 f"The tracker {name} is installed, but cannot be imported ({type(error).__name__}: {error}). "
                 f"Install it anew, or leave it out: {INSTALL[name]}."
+            ) from error
+        try:
+            importlib.metadata.distribution(name)  # accelerate leaves a tracker without it out
+        except importlib.metadata.PackageNotFoundError as error:
+            raise InputError(
+                f"The tracker {name} is not installed: only a folder or module of that name was found, such as "
+                f"Weights & Biases makes for its runs. To install it: {INSTALL[name]}."
             ) from error
 
 

@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import cached_file
 
 from ..errors import InputError
 from ..files import require_name, require_writable_folder, write_bytes
@@ -44,12 +45,16 @@ def teacher_identity(model: PreTrainedModel) -> str:
             with file.open("rb") as opened:
                 total.update(hashlib.file_digest(opened, "sha256").digest())
         return f"sha256:{total.hexdigest()}"
-    if revision := getattr(model.config, "_commit_hash", None):
-        return f"{model.name_or_path}@{revision}"
-    raise InputError(
-        f"Nothing tells the weights of {model.name_or_path!r} from others, so its responses cannot be kept. Leave "
-        "teacher_cache out, or give the teacher as a folder."
-    )
+    try:
+        # transformers no longer says which revision it loaded. It loads what is newest, from the cache of downloads,
+        # where a file lies in the folder of its revision.
+        downloaded = cached_file(model.name_or_path, "config.json", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"Nothing tells the weights of {model.name_or_path!r} from others, so its responses cannot be kept. Leave "
+            "teacher_cache out, or give the teacher as a folder."
+        ) from error
+    return f"{model.name_or_path}@{Path(downloaded).parent.name}"
 
 
 class TraceCache:

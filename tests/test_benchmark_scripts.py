@@ -1,0 +1,61 @@
+"""The scripts in benchmarks/, each in a process of its own with minimal sizes. Times are never asserted."""
+
+import importlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "benchmarks" / "README.md"
+
+
+@pytest.fixture
+def kept_results(monkeypatch):
+    """The module that the scripts share; they import it as their neighbour."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    yield importlib.import_module("kept_results")
+    sys.modules.pop("kept_results")
+
+
+def test_a_table_takes_the_place_of_the_one_before_and_only_from_the_own_file(tmp_path, monkeypatch, kept_results):
+    readme, own, text = tmp_path / "README.md", tmp_path / "results" / "own.json", "# Märkte\n{}\nMore.\n"
+    block = "<!-- {0} table: start -->\n{1}\n<!-- {0} table: end -->"
+    readme.write_text(text.format(block.format("one", "old") + "\n" + block.format("two", "kept")), encoding="utf-8")
+    monkeypatch.setattr(kept_results, "README", readme)
+    kept_results.keep_results({"a": 1}, "elsewhere", tmp_path / "other.json", own, "one table")
+    assert "old" in readme.read_text(encoding="utf-8") and json.loads((tmp_path / "other.json").read_text()) == {"a": 1}
+    for table in ("new", "newest"):
+        kept_results.keep_results({"a": 2}, table, own, own, "one table")
+        wanted = text.format(block.format("one", table) + "\n" + block.format("two", "kept"))
+        assert readme.read_text(encoding="utf-8") == wanted and json.loads(own.read_text()) == {"a": 2}
+
+
+def test_sampling_beside_its_floor(tmp_path):
+    before, output = README.read_bytes(), tmp_path / "sampling.json"
+    run = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "sampling.py", "--hidden-size", "16", "--intermediate-size", "24",
+         "--layers", "1", "--heads", "4", "--key-value-heads", "2", "--vocabulary", "64", "--rows", "4",
+         "--prompt-tokens", "2", "--response-tokens", "3", "--note", "Tried on a Sunday.", "--output", output],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads(output.read_text(encoding="utf-8"))
+    # Query and its bias; keys and values, two heads 4 wide each; output; gate, up and down; three norms.
+    layers = (16 * 16 + 16) + 2 * (16 * 8 + 8) + 16 * 16 + 3 * (16 * 24) + 3 * 16
+    cached = 2 * 2 * 4 * 4  # keys and values, heads, width, rows
+    # Three tokens are drawn, two of them read: then 3 and 4 positions are there.
+    assert result["bytes"] == 4 * (3 * 64 * 16 + 2 * layers + (3 + 4) * cached)
+    assert result["floor_seconds"] == pytest.approx(result["bytes"] / result["bytes_per_second"])
+    assert list(result["paths"]) == ["growing", "fixed"]
+    for entry in result["paths"].values():
+        median = statistics.median(entry["seconds"])
+        assert len(entry["seconds"]) == 3
+        assert entry["tokens_per_second"] == pytest.approx(4 * 3 / median)
+        assert entry["times_the_floor"] == pytest.approx(median / result["floor_seconds"])
+    assert "say nothing about a GPU. Tried on a Sunday." in run.stdout and result["versions"]["torch"]
+    assert README.read_bytes() == before
