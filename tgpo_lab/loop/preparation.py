@@ -73,7 +73,7 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
         # Frozen weights need no room for small updates.
         student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
-        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format,
+        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format, **config.position_options,
     )  # fmt: skip
     if config.method.top_k > pair.vocabulary_size:
         raise InputError(
