@@ -98,7 +98,7 @@ def _examine(
             # Measured together, the two are on one device: that with room for the teacher.
             device=device if served else config.teacher_weights_device or device,
             teacher_device="meta" if served else None,
-            student_dtype=dtype if config.lora_rank else torch.float32,
+            student_dtype=dtype if config.lora_rank else torch.float32, **config.position_options,
         )  # fmt: skip
     check_rows(found, pair, shared)
     check_ends(found, config, pair, tokenizers)
