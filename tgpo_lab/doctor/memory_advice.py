@@ -60,7 +60,9 @@ def memory_advice(
         after = estimate(changed, number, shared)
         if after.total < now.total:
             found.append(Advice(text, changed, number, shared, now.total - after.total, another))
-            if after.parts.get(largest, 0) < now.parts[largest]:
+            # vLLM that sleeps takes as much, but no longer beside everything else.
+            sleeps = largest == "vLLM" and changed.vllm_sleep and not config.vllm_sleep
+            if sleeps or after.parts.get(largest, 0) < now.parts[largest]:
                 at_largest.append(found[-1])
     return sorted(at_largest or found, key=lambda advice: (advice.another_run, -advice.saves))
 
@@ -84,24 +86,29 @@ def _options(
         yield same("--precision bfloat16", precision="bfloat16")
     if not config.lora_rank and not sharded:  # adapters are not trained under FSDP
         yield same(f"--lora-rank {RANK}", lora_rank=RANK)
+    plain = ""
     if config.compile_decoding:
         yield same("--no-compile-decoding", compile_decoding=False)
-    if config.teacher_server is None:
-        here = {"teacher_device": None, "teacher_offload": False, "teacher_cache": None}
-        yield same("--teacher-server ADDRESS", teacher_server="http://host:8000/v1", **here)
-    if cuda:
+        plain = " --no-compile-decoding"
+    if cuda and config.engine == "own":
+        vllm = {"engine": "vllm", "vllm_sleep": True, "compile_decoding": False}
+        yield same(f"--engine vllm --vllm-sleep{plain}", **vllm)
+    if cuda and config.engine == "vllm":
         if not config.vllm_sleep:
-            vllm = {"engine": "vllm", "vllm_sleep": True, "compile_decoding": False}
-            yield same("--vllm-sleep" if config.engine == "vllm" else "--engine vllm --vllm-sleep", **vllm)
-        if config.teacher_server is None and config.teacher_device is None:
-            if not config.teacher_offload:
-                yield same("--teacher-offload", teacher_offload=True)
-            if processes == 1:
-                yield same("--teacher-device cuda:1", teacher_device="cuda:1", teacher_offload=False)
-        if not sharded and not config.lora_rank:
-            number = processes if processes > 1 else PROCESSES
-            launch = f"accelerate launch --use_fsdp --fsdp_version 2 --num_processes {number}"
-            yield launch, {}, number, True, False
+            yield same("--vllm-sleep", vllm_sleep=True)
+        share = round(config.vllm_memory_share / 2, 3)
+        yield same(f"--vllm-memory-share {share}", vllm_memory_share=share)
+    if config.teacher_server is None and config.teacher_device is None:
+        here = " --no-teacher-offload" if config.teacher_offload else ""
+        yield same(f"--teacher-server ADDRESS{here}", teacher_server="http://host:8000/v1", teacher_offload=False)
+        if cuda and processes == 1:  # several would all put theirs on that card
+            yield same(f"--teacher-device cuda:1{here}", teacher_device="cuda:1", teacher_offload=False)
+        if cuda and not config.teacher_offload:
+            yield same("--teacher-offload", teacher_offload=True)
+    if cuda and not sharded and not config.lora_rank:
+        number = processes if processes > 1 else PROCESSES
+        launch = f"accelerate launch --use_fsdp --fsdp_version 2 --num_processes {number}"
+        yield launch, {}, number, True, False
     for name in ("prompts_per_step", "group_size", "max_new_tokens"):
         if (half := getattr(config, name) // 2) > 0:
             yield f"--{name.replace('_', '-')} {half}", {name: half}, processes, sharded, True
