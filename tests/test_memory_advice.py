@@ -123,6 +123,10 @@ def test_what_is_set_or_cannot_be_is_not_advised():
     assert not [a for a in advice if "accelerate" in a.text]
     _, advice, _ = advised(**SMALL_STEP, processes=8, sharded=True)
     assert "--lora-rank" not in options(advice)
+    # Of 20 GB of keys and values, vLLM with its 24 would make more.
+    _, advice, before = advised(prompts_per_step=16, group_size=16, max_new_tokens=2048, **ADAPTED)
+    assert 19e9 < before.parts["sampling"] < 21e9
+    assert "--sampling-rows" in options(advice) and "--engine" not in options(advice)
     # On a CPU nothing can be moved to a card.
     _, advice, _ = advised(device="cpu", **SMALL_STEP, **ADAPTED)
     assert not {"--teacher-offload", "--teacher-device", "--engine"} & set(options(advice))

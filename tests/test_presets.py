@@ -1,8 +1,11 @@
 """Presets bring all that a run needs, and fit the cards that they are for."""
 
+from pathlib import Path
+
 import pytest
 from published_models import QWEN
 
+from tgpo_lab.cli.train import parse_training
 from tgpo_lab.config import PRESETS, TrainConfig
 from tgpo_lab.doctor.diagnose import USUAL_PROMPT
 from tgpo_lab.doctor.memory_estimate import estimate_memory, shape_of
@@ -96,6 +99,19 @@ def test_the_papers_teacher_can_be_put_behind_a_server_instead():
         TrainConfig.preset("paper", teacher_server="http://host:8000/v1")
     config = TrainConfig.preset("paper", teacher_server="http://host:8000/v1", teacher_offload=False)
     assert "teacher" not in estimated(config, processes=8, sharded=True).parts
+
+
+def test_what_the_readme_starts_under_fsdp_fits_eight_cards():
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [
+        line.split("#")[0].split() for line in text.splitlines() if line.startswith("accelerate launch --use_fsdp")
+    ]
+    assert len(lines) == 2
+    for words in lines:
+        assert words[words.index("--num_processes") + 1] == "8"
+        _, config = parse_training(words[words.index("train") + 1 :])
+        assert config.student == "Qwen/Qwen2.5-Math-7B" and not config.lora_rank
+        assert estimated(config, processes=8, sharded=True).total <= 0.95 * 80e9
 
 
 # ── The sums in the comments, by hand ────────────────────────────────────────────────────────────
