@@ -198,7 +198,7 @@ def test_out_of_memory_elsewhere_names_what_sampling_needs(large_config, tmp_pat
 
     group = Group(1, work, tmp_path)
     assert group.wait() == [1]
-    assert "Lower prompts_per_step, group_size or max_new_tokens" in group.errors(0)
+    assert "(sampling_rows), or lower prompts_per_step, group_size or max_new_tokens" in group.errors(0)
 
 
 def test_what_counts_as_out_of_memory():

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
+from .engine_limits import require_possible_engine
 from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
+from .models.positions import require_possible_positions
 from .presets import PRESETS
 from .schedules import Schedule, parse_schedule
 from .server_limits import require_server_suffices
@@ -33,6 +35,12 @@ class TrainConfig:
     fused_kernels: bool = False
     """Liger's kernels in the layers of the student, and of a teacher on a GPU that is not offloaded (needs the extra
     liger, and a GPU)."""
+
+    student_positions: int | None = None
+    """Tokens of the longest sequence that the student reads, prompt and response together, in place of those that it
+    was published for; it needs rotary positions. Checkpoints keep it."""
+    student_rope_theta: float | None = None
+    """Base θ of the student's rotary frequencies in place of its own: a larger one goes with more positions."""
 
     lora_rank: int = 0
     """Train adapters of this rank (LoRA, needs the extra lora) and freeze the student's own weights, which are then
@@ -107,6 +115,9 @@ class TrainConfig:
     engine: Literal["own", "vllm"] = "own"
     """What samples the student's responses: own, the loop's own cached sampling, or vllm (needs the extra vllm), a
     second copy of the student in the same process."""
+    sampling_rows: int = 0
+    """Of the own engine, and of the teacher's own responses: at most so many are written at once, whole groups of a
+    prompt, at least one; 0 for all. Each keeps its random numbers, so nothing changes but memory and rounding."""
     importance_cap: float | None = None
     """Largest importance weight π_old(y_t)/π_engine(y_t), 1 or more or inf, by which policy-gradient terms are
     multiplied where the engine drew under other log-probabilities than the update computes; left out, no weights."""
@@ -176,7 +187,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
         for name in ("warmup_steps", "weight_decay", "evaluate_every", "measured_positions", "gradient_terms_every",
-                     "keep_checkpoints", "seed", "lora_rank", "teacher_server_retries"):  # fmt: skip
+                     "keep_checkpoints", "seed", "lora_rank", "teacher_server_retries", "sampling_rows"):  # fmt: skip
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
         for name in ("learning_rate", "max_gradient_norm", "lora_alpha", "teacher_server_timeout"):
@@ -196,22 +207,15 @@ class TrainConfig:
                 f"{type(self.method).__name__} compares the samples of a group, so group_size must be 2 or more, "
                 f"but is {self.group_size}."
             )
-        if self.engine not in ("own", "vllm"):
-            raise InputError(f"engine must be own or vllm, but is {self.engine!r}.")
-        if self.importance_cap is not None and not self.importance_cap >= 1:
-            raise InputError(
-                f"importance_cap must be 1 or more (inf for no cap), but is {self.importance_cap}: a smaller one would "
-                "shrink terms of tokens on which engine and update agree."
-            )
-        if not 0 < self.vllm_memory_share <= 1:
-            raise InputError(f"vllm_memory_share must be above 0 and at most 1, but is {self.vllm_memory_share}.")
-        if self.engine == "vllm" and self.compile_decoding:
-            raise InputError("compile_decoding is an option of the own engine, but engine is vllm. Leave one out.")
-        for name in ("temperature", "evaluation_temperature"):
-            if self.engine == "vllm" and (value := getattr(self, name)) and not 0.01 <= value <= 2:
-                raise InputError(f"{name} must be from 0.01 to 2 with vllm, which takes no other, but is {value}.")
-        if self.engine == "own" and self.vllm_sleep:
-            raise InputError("vllm_sleep is an option of vllm, but engine is own. Set engine to vllm.")
+        require_possible_engine(
+            self.engine,
+            {"temperature": self.temperature, "evaluation_temperature": self.evaluation_temperature},
+            importance_cap=self.importance_cap,
+            compile_decoding=self.compile_decoding,
+            vllm_memory_share=self.vllm_memory_share,
+            vllm_sleep=self.vllm_sleep,
+        )
+        require_possible_positions(self.student_positions, self.student_rope_theta, self.max_new_tokens)
         if self.mini_batches > self.prompts_per_step:
             raise InputError(
                 f"mini_batches ({self.mini_batches}) cannot exceed prompts_per_step ({self.prompts_per_step}): "
@@ -239,6 +243,11 @@ class TrainConfig:
         if self.teacher_server is not None:
             return "meta"
         return "cpu" if self.teacher_offload else self.teacher_device
+
+    @property
+    def position_options(self) -> dict[str, float | None]:
+        """What :func:`tgpo_lab.models.pairs.load_pair` is to change of the student's positions."""
+        return {name: getattr(self, name) for name in ("student_positions", "student_rope_theta")}
 
     @property
     def traces_per_prompt(self) -> int:

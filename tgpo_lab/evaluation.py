@@ -19,6 +19,9 @@ from .sampling.engine import Engine, OwnEngine
 from .tasks.prompts import load_prompts
 from .tasks.rewards import reward_function, score
 
+PROMPTS_AT_ONCE = 128
+"""Size of a batch of held-out prompts."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -62,7 +65,7 @@ def evaluate(
     max_new_tokens: int = 80,
     reward: str = "marked_answer",
     seed: int = 0,
-    prompts_at_once: int = 128,
+    prompts_at_once: int = PROMPTS_AT_ONCE,
     processes: Processes = ALONE,
     engine: Engine | None = None,
 ) -> Evaluation:

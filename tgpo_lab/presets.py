@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+_BOXED = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}."
 _GSM8K: dict[str, object] = {
     "dataset": "openai/gsm8k",
     "dataset_config": "main",
     "prompt_column": "question",
     "answer_after": "####",
-    "prompt_template": "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}.",
+    "prompt_template": _BOXED,
     "reward": "last_number",
 }
 
@@ -15,11 +16,35 @@ PRESETS: dict[str, dict[str, object]] = {
     "tiny": {},
     # arXiv 2605.13230 and public code of the method: 128 prompts × 8 samples, two updates a batch,
     # up to 8,192 new tokens, 300 steps.
+    #
+    # For eight cards of 80 GB in one machine with 600 GB of its own (each process keeps the teacher there, 61 GB):
+    # accelerate launch --use_fsdp --fsdp_version 2 --num_processes 8. By the arithmetic below each card then holds an
+    # eighth of the student with gradients and moments 15.2, of the teacher the output layer and one layer's experts
+    # 1.8, context and fragments 3.1, and while it samples vLLM 44.0 with a gathered matrix 2.2: 66.3 in all. A teacher
+    # behind a server is faster: --no-teacher-offload --teacher-server … in place of the offloaded one.
     "paper": {
         "student": "Qwen/Qwen2.5-Math-7B",
         "teacher": "Qwen/Qwen3-30B-A3B",
+        # Published for 4,096 positions. What others do who train it on long responses: LUFFY, arXiv 2504.14945,
+        # appendix C.1.
+        "student_positions": 16384,
+        "student_rope_theta": 40000.0,
+        # What the paper trained on is not known here. These are problems for people, each with an integer for an answer
+        # (DAPO, arXiv 2503.14476; the English ones without duplicates): 14,116, of which the last are held out.
+        "dataset": "open-r1/DAPO-Math-17k-Processed",
+        "dataset_config": "en",
+        "answer_column": "solution",
+        "prompt_template": _BOXED,
+        "reward": "last_number",
+        "teacher_offload": True,
         "precision": "bfloat16",
         "gradient_checkpointing": True,
+        # 128 responses of 8,192 tokens a card are 99 GB of keys and values: vLLM takes turns with them.
+        "engine": "vllm",
+        "vllm_memory_share": 0.55,
+        "vllm_sleep": True,
+        # For --engine own, and for methods that learn from the teacher's responses.
+        "sampling_rows": 8,
         "steps": 300,
         "prompts_per_step": 128,
         "group_size": 8,
@@ -32,9 +57,9 @@ PRESETS: dict[str, dict[str, object]] = {
         "checkpoint_every": 20,
     },
     # What fits is the sum that tgpo_lab.doctor.memory_estimate makes, which `tgpo-lab doctor` prints by part; for
-    # prompts of up to 512 tokens, in 10⁹ bytes. Neither has been run on its card yet.
-    # 24 GB: student 3.1, teacher 8.0, adapters with gradients and moments 0.6, sampling 128 rows × 1,536 tokens 6.1,
-    # context and fragments 3.0: 20.8 in all.
+    # prompts of up to 512 tokens, in 10⁹ bytes. None has been run on its cards yet, so room is left.
+    # 24 GB: student 3.1, teacher 8.0, adapters with gradients and moments 0.6, update 3.4, context and fragments 2.7:
+    # 17.8 in all. Half of the 128 rows × 1,536 tokens are sampled at once, 3.0; all would need 6.1.
     "gpu-24gb": {
         "student": "Qwen/Qwen2.5-Math-1.5B",
         "teacher": "Qwen/Qwen3-4B",
@@ -46,14 +71,15 @@ PRESETS: dict[str, dict[str, object]] = {
         "steps": 300,
         "prompts_per_step": 16,
         "group_size": 8,
+        "sampling_rows": 64,
         "max_new_tokens": 1024,
         "learning_rate": 1e-5,
         "micro_batch_tokens": 4096,
         "evaluate_every": 20,
         "gradient_terms_every": 20,
     },
-    # 80 GB: student 15.2, teacher 16.4, adapters with gradients and moments 2.6, sampling 256 rows × 2,048 tokens 31.6,
-    # context and fragments 7.8: 73.6 in all.
+    # 80 GB: student 15.2, teacher 16.4, adapters with gradients and moments 2.6, sampling 128 of the 256 rows ×
+    # 2,048 tokens 15.8, context and fragments 6.2: 56.2 in all.
     "gpu-80gb": {
         "student": "Qwen/Qwen2.5-Math-7B",
         "teacher": "Qwen/Qwen3-8B",
@@ -65,6 +91,7 @@ PRESETS: dict[str, dict[str, object]] = {
         "steps": 300,
         "prompts_per_step": 32,
         "group_size": 8,
+        "sampling_rows": 128,
         "max_new_tokens": 1536,
         "learning_rate": 1e-5,
         "micro_batch_tokens": 8192,

@@ -22,7 +22,7 @@ CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkp
 # A resumed run may be longer, kept or shown otherwise; everything else decides its numbers.
 CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints", "trackers",
                          # These decide memory, and of the numbers no more than rounding.
-                         "micro_batch_tokens", "gradient_checkpointing", "fused_kernels",
+                         "micro_batch_tokens", "sampling_rows", "gradient_checkpointing", "fused_kernels",
                          # A server may move.
                          "teacher_server", "teacher_server_model", "teacher_server_requests", "teacher_server_timeout",
                          "teacher_server_retries"}  # fmt: skip

@@ -32,7 +32,7 @@ from .loop.student_pass import StudentPasses
 from .methods import method_name
 from .metrics import metrics_frame
 from .models.fused_kernels import require_fused_kernels
-from .models.lora import require_peft, save_merged
+from .models.lora import require_peft, save_adapters, save_merged
 from .parallel.processes import Processes
 from .parallel.sharding import gathered, whole
 from .randomness import derived_seed, generator_for, rows_of_step
@@ -85,7 +85,9 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     traces_per_prompt = config.traces_per_prompt
 
     def save(step: int) -> None:
-        write = save_merged if config.lora_merged else PreTrainedModel.save_pretrained
+        write = PreTrainedModel.save_pretrained
+        if config.lora_rank:
+            write = save_merged if config.lora_merged else save_adapters
         moments = optimizer_tensors(student, optimizer)
         if processes.sharded:
             weights = gathered(student.state_dict(keep_vars=True), keep=processes.is_first)

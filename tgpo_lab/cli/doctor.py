@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import tyro
+
 from .train import parse_training
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How the run would be started; its memory is that of one of its devices."""
+
+    processes: int = 1
+    """Number of processes, as --num_processes of accelerate launch."""
+    sharded: tyro.conf.FlagCreatePairsOff[bool] = False
+    """FSDP shares the student out among them, as --use_fsdp of accelerate launch."""
 
 
 def doctor_command(arguments: list[str]) -> int:
     """Examine a run; 0 if all is well, 1 with warnings, 2 if something was refused."""
-    _, config = parse_training(arguments, "doctor", "Look at a run before it is started: the options of train.")
+    launch, rest = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False, prog="tgpo-lab doctor")
+    _, config = parse_training(
+        rest,
+        "doctor",
+        "Look at a run before it is started, with the options of train. --processes N and --sharded are for one that "
+        "accelerate launch would start, the latter under FSDP.",
+    )
     from ..doctor.diagnose import diagnose  # here, so that --help does not wait for the import
 
-    found = diagnose(config)
+    found = diagnose(config, processes=launch.processes, sharded=launch.sharded)
     print(found)
     return found.status

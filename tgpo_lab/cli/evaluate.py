@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..evaluation import evaluate, pair_prompts
 from ..models.pairs import Pair, load_model, load_pair
 from ..runs import latest_checkpoint, read_config
+from ..sampling.engine import OwnEngine
 from ..tasks.prompt_format import PromptFormat
 from ..tasks.prompts import load_prompts
 
@@ -59,6 +60,9 @@ class EvaluateOptions:
     """Responses for each prompt; with more than one, pass@k is printed too."""
     max_new_tokens: int | None = None
     """Responses are cut after so many tokens: 80, or the run's, if left out."""
+    sampling_rows: int | None = None
+    """At most so many responses are written at once, by whole groups of a prompt: all, or as the run has it, if left
+    out."""
     reward: str | None = None
     """How a response is judged: marked_answer (if left out and there is no run), exact_match, last_number, math_verify
     or package.module:function."""
@@ -75,10 +79,15 @@ def evaluate_command(arguments: list[str]) -> int:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise InputError(f"{name} must be 1 or more, but is {value}.")
+    if options.sampling_rows is not None and options.sampling_rows < 0:
+        raise InputError(f"sampling_rows must be 0 (all at once) or more, but is {options.sampling_rows}.")
     if not 0 <= options.temperature < float("inf"):
         raise InputError(f"temperature must be 0 or more, but is {options.temperature}.")
     pair, model, config = _what_answers(options)
     prompts = _prompts(options, pair, config)
+    rows = options.sampling_rows
+    if rows is None:
+        rows = config.sampling_rows if config else 0
     result = evaluate(
         pair,
         model,
@@ -89,6 +98,7 @@ def evaluate_command(arguments: list[str]) -> int:
         max_new_tokens=options.max_new_tokens or (config.max_new_tokens if config else 80),
         reward=options.reward or (config.reward if config else "marked_answer"),
         seed=options.seed,
+        engine=OwnEngine(model, rows_at_once=rows),
     )
     print(f"accuracy {result.accuracy:.4f}  length {result.length:.1f}  truncated {result.truncated:.4f}")
     if options.samples_per_prompt > 1:
@@ -111,7 +121,7 @@ def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, Trai
         pair = load_pair(options.student, options.teacher, prompt_format=form)
         return pair, pair.student if options.model == "student" else pair.teacher, None
     config = read_config(Path(options.run))
-    pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format)
+    pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format, **config.position_options)
     return pair, load_model(latest_checkpoint(Path(options.run)), torch.float32, "cpu"), config
 
 

@@ -20,13 +20,15 @@ from transformers import AutoConfig
 from ..config import TrainConfig
 from ..errors import InputError
 from ..loop.out_of_memory import OutOfMemoryError, told_while_loading
+from ..loop.preparation import require_whole_adapters
 from ..models.fused_kernels import require_fused_kernels
 from ..models.lora import require_peft
 from ..models.pairs import load_pair, load_tokenizer, pair_paths, require_room
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..tasks.rewards import last_number
 from .diagnosis import Diagnosis
-from .memory_estimate import USUAL_PROMPT, checkpoint_bytes, estimate_memory, shape_of
+from .memory_advice import Advice, memory_advice
+from .memory_estimate import USUAL_PROMPT, MemoryEstimate, Shape, checkpoint_bytes, estimate_memory, shape_of
 from .pair_checks import (
     check_chat_template,
     check_divergence,
@@ -49,6 +51,8 @@ def diagnose(
     card_tokens: int = 256,
     device: str | torch.device | None = None,
     available_memory: int | None = None,
+    processes: int = 1,
+    sharded: bool = False,
 ) -> Diagnosis:
     """Examine a run without starting it. Nothing is written.
 
@@ -58,11 +62,14 @@ def diagnose(
         card_tokens: responses for the measurements are cut after so many tokens, or after the run's own limit.
         device: where the run would be; a GPU if there is one.
         available_memory: bytes to compare the estimate with; by default what the device has in all.
+        processes: number of processes that the run would have, each with a device like this one.
+        sharded: whether FSDP would share the student out among them.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found = Diagnosis()
     try:
-        _examine(found, config, prompts, card_tokens, device, available_memory)
+        require_possible_processes(config, processes, sharded)
+        _examine(found, config, prompts, card_tokens, device, available_memory, processes, sharded)
     except (InputError, OutOfMemoryError) as error:
         found.add("refused", "pair" if not found.findings else "run", str(error))
     return found
@@ -75,6 +82,8 @@ def _examine(
     card_tokens: int,
     device: torch.device,
     available_memory: int | None,
+    processes: int,
+    sharded: bool,
 ) -> None:
     if config.lora_rank:
         require_peft()
@@ -87,7 +96,10 @@ def _examine(
     tokenizers = load_tokenizer(student_path), load_tokenizer(teacher_path)
     shared = check_tokenizers(found, tokenizers, (str(student_path), str(teacher_path)))
     check_chat_template(found, config, *tokenizers)
-    _check_memory_and_disk(found, config, str(student_path), str(teacher_path), device, available_memory)
+    shapes = _shapes(found, str(student_path), str(teacher_path))
+    if shapes is not None:
+        _check_memory(found, config, shapes, device, available_memory, processes, sharded)
+        _check_disk(found, config, shapes[0])
     if found.status == 2:
         return
     dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
@@ -98,7 +110,7 @@ def _examine(
             # Measured together, the two are on one device: that with room for the teacher.
             device=device if served else config.teacher_weights_device or device,
             teacher_device="meta" if served else None,
-            student_dtype=dtype if config.lora_rank else torch.float32,
+            student_dtype=dtype if config.lora_rank else torch.float32, **config.position_options,
         )  # fmt: skip
     check_rows(found, pair, shared)
     check_ends(found, config, pair, tokenizers)
@@ -114,28 +126,74 @@ def _examine(
         check_divergence(found, config, pair, few, tokens)
 
 
-def _check_memory_and_disk(
-    found: Diagnosis, config: TrainConfig, student: str, teacher: str, device: torch.device, available: int | None
-) -> None:
+def require_possible_processes(config: TrainConfig, processes: int, sharded: bool) -> None:
+    """Refuse a number of processes under which this run cannot be.
+
+    Raises:
+        InputError: there are none, one alone is to be shared out, or adapters are.
+    """
+    if processes < 1:
+        raise InputError(f"processes must be 1 or more, but is {processes}.")
+    if sharded and processes == 1:
+        raise InputError("FSDP shares a student out among several processes, but there is 1. Give more processes.")
+    if sharded:
+        require_whole_adapters(config)
+
+
+def _shapes(found: Diagnosis, student: str, teacher: str) -> tuple[Shape, Shape] | None:
     try:
-        shapes = [shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False)) for path in (student, teacher)]
+        return tuple(shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False)) for path in (student, teacher))
     except (OSError, ValueError, AttributeError) as error:
         found.add("warning", "memory", f"The shapes of the models are not known ({error}), so nothing was estimated.")
-        return
-    found.memory = estimate_memory(config, *shapes, prompt_tokens=USUAL_PROMPT, device=device)
+        return None
+
+
+def _check_memory(
+    found: Diagnosis,
+    config: TrainConfig,
+    shapes: tuple[Shape, Shape],
+    device: torch.device,
+    available: int | None,
+    processes: int,
+    sharded: bool,
+) -> None:
+    cuda = device.type == "cuda"
     if available is None:
-        cuda = device.type == "cuda"
         available = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
+
+    def estimate(config: TrainConfig, processes: int, sharded: bool) -> MemoryEstimate:
+        return estimate_memory(
+            config, *shapes, prompt_tokens=USUAL_PROMPT, device=device, processes=processes, sharded=sharded,
+            card=available,
+        )  # fmt: skip
+
+    found.memory = estimate(config, processes, sharded)
     parts = ", ".join(f"{name} {_size(size)}" for name, size in found.memory.parts.items())
-    text = f"{_size(found.memory.total)} of {_size(available)}, with prompts of up to {USUAL_PROMPT} tokens: {parts}."
-    change = (
-        "For sampling lower prompts_per_step, group_size or max_new_tokens; for the update micro_batch_tokens, or set "
-        "gradient_checkpointing; for the weights precision bfloat16 or lora_rank."
-    )
-    level, change = _fullness(found.memory.total, available, change)
+    each = f" on each of {processes} devices" if processes > 1 else ""
+    needed = f"{_size(found.memory.total)} of {_size(available)}{each}"
+    text = f"{needed}, with prompts of up to {USUAL_PROMPT} tokens: {parts}."
+    advice = []
+    if found.memory.total > NEARLY_FULL * available:
+        advice = memory_advice(
+            config, estimate, longest=USUAL_PROMPT + config.max_new_tokens, cuda=cuda, processes=processes,
+            sharded=sharded,
+        )  # fmt: skip
+    level, change = _fullness(found.memory.total, available, _advised(advice))
     found.add(level, "memory", text, change)
 
-    one = checkpoint_bytes(config, shapes[0])
+
+def _advised(advice: list[Advice]) -> str:
+    """One sentence or two; each option with what it saves alone."""
+    same, other = (
+        ", ".join(f"{a.text} ({_size(a.saves)} less)" for a in advice if a.another_run == another)
+        for another in (False, True)
+    )
+    sentences = [f"Any of {same}." if same else "", f"Or, for another run, {other}." if other else ""]
+    return " ".join(filter(None, sentences)) or "Take smaller models, or a device with more memory."
+
+
+def _check_disk(found: Diagnosis, config: TrainConfig, student: Shape) -> None:
+    one = checkpoint_bytes(config, student)
     written = -(-config.steps // config.checkpoint_every) + 1
     # A new one is whole before an old one is removed.
     count = min(written, config.keep_checkpoints + 1) if config.keep_checkpoints else written

@@ -1,20 +1,39 @@
-"""How much memory a run needs, by part, before any weight is loaded.
+"""How much memory a run needs on each of its devices, by part, before any weight is loaded.
 
-With P weights, T of them trained, b bytes in a product (2 in bfloat16, 4 in float32) and s bytes in the student's
-stored weights (4, or b where adapters are trained on a frozen base):
+With P weights, T of them trained, b bytes in a product (2 in bfloat16, 4 in float32), s bytes in the student's stored
+weights (4, or b where adapters are trained on a frozen base), N processes, and F = N where FSDP shares the student out,
+else 1. What is there all the time:
 
-    student     P·s           adapters  T·4            gradients  T·4        AdamW  T·8
-    teacher     P·b; only its output layer twice if it is offloaded, nothing if it is on another device or a server
-    sampling    rows × (prompt + response) × Σ layers 2·(key-value heads × head width)·b, and one layer's once more
-                while rows are moved; logits of all rows, three times (logits, probabilities, padding); the same of the
-                teacher for methods that learn from its own responses, if that is more
-    update      tokens of a micro-batch × what the layers keep for the backward pass (see Shape); logits of the
-                positions that are projected at once, five times (logits, log-softmax, their gradients, one spare)
-    teacher pass   as the update, without a backward pass: one layer
-    copy        P·2 while the float32 student computes in bfloat16: autocast keeps its converted weights
+    student     P·s/F         adapters  T·4            gradients  T·4/F      AdamW  T·8/F
+    teacher     P·b on every process; of one that is offloaded from a GPU the output layer and the largest module
+                besides; nothing if it is on another device or behind a server
+    vLLM        vllm_memory_share of the card, where it does not sleep
+    decoding buffers   with compile_decoding: rows × capacity × layers × one token's keys and values
 
-Sampling, update and teacher pass come one after the other, so only the largest of them counts. Added are the
-device's own context (1 GiB on a GPU) and a tenth for fragments that the allocator cannot use.
+Of one token, the student's keys take (key-value heads × head width)·s and its values as many ·b: rotation makes keys
+as exact as the embeddings, which autocast leaves as they are. Then one phase after the other, and only the largest
+counts:
+
+    sampling           rows × (prompt + response) × (layers + 1, for the one whose rows are moved) × keys and values;
+                       with compile_decoding of the prompts alone; logits of all rows, three times (logits,
+                       probabilities, padding). vLLM that sleeps: its share of the card, and nothing of this.
+                       Under FSDP all weights are gathered for it, P·4; for vLLM one at a time.
+    teacher's responses   the same of the teacher, for methods that learn from them
+    update             tokens of a micro-batch × what the layers keep for the backward pass (see Shape); logits of the
+                       positions that are projected at once, five times (logits, log-softmax, their gradients, one
+                       spare). Under FSDP what is outside the decoder layers stays gathered from the forward to the
+                       end of the backward pass, weights and gradients: ·8; of the layers the one at work, ·8, and the
+                       next one's weights, ·4.
+    teacher pass       as the update, without a backward pass: one layer
+    optimizer step     on a GPU, where AdamW takes all weights at once: T·4/F for the root of the second moments
+
+In the first three, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps its
+converted weights. Rows are those that are written at once, of a step or of the held-out prompts, by one process: its
+share of the prompts, and of them what sampling_rows lets through. The teacher's responses are divided alike, but not
+where they are kept on disk: there every process writes what is missing.
+
+Added are the device's own context (1 GiB on a GPU) and a tenth for fragments that the allocator cannot use, of all but
+vLLM, which has an allocator of its own.
 """
 
 from __future__ import annotations
@@ -25,10 +44,15 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ..config import TrainConfig
+from ..evaluation import PROMPTS_AT_ONCE
 from ..models.policy import positions_at_once
+from ..sampling.cached_sampling import prompts_at_once
+from ..sampling.fixed_shape_decoding import CAPACITY_STEP
 
 USUAL_PROMPT = 512
 """Tokens of a prompt where none is known."""
+USUAL_CARD = 80 * 10**9
+"""Bytes of a card where none is known."""
 CONTEXT = 2**30
 SPARE = 0.1
 
@@ -49,6 +73,15 @@ class Shape:
     """Rows of the output layer."""
     linear: int
     """Σ (inputs + outputs) over the linear layers: an adapter of rank r has r times as many weights."""
+    outside: int
+    """Weights outside the decoder layers: embeddings, last norm, output layer."""
+    largest: int
+    """Weights of the largest module, the output layer left out."""
+
+    @property
+    def layer(self) -> int:
+        """Weights of one decoder layer."""
+        return (self.weights - self.outside) // self.layers
 
 
 @dataclass(frozen=True)
@@ -77,8 +110,11 @@ def shape_of(config: PretrainedConfig) -> Shape:
     inner = getattr(text, "moe_intermediate_size", None) if experts else None
     inner = inner * experts if inner else getattr(text, "intermediate_size", None) or 4 * text.hidden_size
     output = model.get_output_embeddings()
+    weights = sum(p.numel() for p in model.parameters())  # shared ones once
+    names = set(getattr(model, "_no_split_modules", None) or ())  # of the classes that FSDP takes for decoder layers
+    inside = sum(p.numel() for m in model.modules() if type(m).__name__ in names for p in m.parameters())
     return Shape(
-        weights=sum(p.numel() for p in model.parameters()),  # shared ones once
+        weights=weights,
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
         # Two norms' outputs; queries, keys and values before and after rotation; attention's output; of the gated
@@ -91,6 +127,8 @@ def shape_of(config: PretrainedConfig) -> Shape:
             for m in model.modules()
             if isinstance(m, torch.nn.Linear) and m is not output
         ),
+        outside=weights - inside,
+        largest=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules() if m is not output),
     )  # fmt: skip
 
 
@@ -101,6 +139,9 @@ def estimate_memory(
     *,
     prompt_tokens: int = USUAL_PROMPT,
     device: str | torch.device = "cuda",
+    processes: int = 1,
+    sharded: bool = False,
+    card: int = USUAL_CARD,
 ) -> MemoryEstimate:
     """Memory of a run on one device.
 
@@ -110,49 +151,94 @@ def estimate_memory(
         teacher: its shape.
         prompt_tokens: tokens of the longest prompt.
         device: decides how many positions are projected at once, and whether there is a context.
+        processes: number of processes, each with a device of its own.
+        sharded: whether FSDP shares the student out among them.
+        card: bytes of the device, of which vLLM takes its share.
     """
     device = torch.device(device)
     half = config.precision == "bfloat16"
     product = 2 if half else 4
     stored = product if config.lora_rank else 4
     trained = student.linear * config.lora_rank if config.lora_rank else student.weights
-    rows = config.prompts_per_step * config.group_size
-    chunk = positions_at_once(min(student.vocabulary, teacher.vocabulary), device)
-
+    parts_of_student = processes if sharded else 1
     length = prompt_tokens + config.max_new_tokens
+    own = config.engine == "own"
 
-    def sampling_of(model: Shape, rows: int) -> int:
-        return rows * (length * model.keys_and_values * product * (model.layers + 1) + 3 * model.vocabulary * 4)
+    def rows(prompts: int, samples: int) -> int:
+        return samples * prompts_at_once(prompts, samples, config.sampling_rows)
 
-    sampling = max(sampling_of(student, rows), sampling_of(teacher, config.prompts_per_step * config.traces_per_prompt))
+    def sampling_of(model: Shape, rows: int, key_and_value: int, tokens: int = length) -> int:
+        return rows * (tokens * key_and_value * (model.layers + 1) + 3 * model.vocabulary * 4)
+
+    groups = -(-config.prompts_per_step // processes)
+    held_out = -(-min(config.evaluation_prompts, PROMPTS_AT_ONCE) // processes)
+    at_once = max(rows(groups, config.group_size), rows(held_out, 1))
+    key_and_value = student.keys_and_values * (stored + product) // 2
+    vllm = 0 if own else int(config.vllm_memory_share * card)
+    buffers = 0
+    if not own:
+        sampling = {"vLLM": vllm if config.vllm_sleep else 0}
+        gathered = student.vocabulary * student.hidden * 4
+    elif config.compile_decoding:
+        capacity = -(-length // CAPACITY_STEP) * CAPACITY_STEP
+        buffers = at_once * capacity * student.layers * key_and_value
+        sampling = {"sampling": sampling_of(student, at_once, key_and_value, prompt_tokens)}
+        gathered = student.weights * 4
+    else:
+        sampling = {"sampling": sampling_of(student, at_once, key_and_value)}
+        gathered = student.weights * 4
+    copy = student.weights * 2 if half and stored == 4 else 0
+    sampling |= {"copy in bfloat16": copy if own else 0, "gathered weights": gathered if sharded else 0}
+
+    writers = config.prompts_per_step if config.teacher_cache is not None else groups
+    written = rows(writers, config.traces_per_prompt) if config.traces_per_prompt else 0
+    traces = {
+        "teacher's responses": sampling_of(teacher, written, teacher.keys_and_values * product),
+        "copy in bfloat16": copy if own else 0,
+    }
+
+    chunk = positions_at_once(min(student.vocabulary, teacher.vocabulary), device)
     tokens = max(config.micro_batch_tokens, length)
     stream, kept = student.hidden * 2 * stored, student.kept * product
     layers = student.hidden * stored * student.layers + stream + kept if config.gradient_checkpointing else (
         (stream + kept) * student.layers
     )  # fmt: skip
-    update = tokens * layers + 5 * chunk * student.vocabulary * 4
-    teacher_pass = tokens * (teacher.hidden * 2 + teacher.kept) * product + 3 * chunk * teacher.vocabulary * 4
-    teacher_weights = teacher.weights
-    if config.teacher_offload:  # the output layer stays, and the largest other part, the embeddings, comes and goes
-        teacher_weights = 2 * teacher.vocabulary * teacher.hidden
-    if config.teacher_server is not None or not _same_device(config.teacher_device, device):
-        teacher_weights = teacher_pass = 0
-        sampling = sampling_of(student, rows)
-    working = {"sampling": sampling, "update": update, "teacher pass": teacher_pass}
-    largest = max(working, key=working.__getitem__)
-    parts = {
-        "student": student.weights * stored,
-        "adapters": trained * 4 if config.lora_rank else 0,
-        "gradients": trained * 4,
-        "AdamW": trained * 8,
-        "teacher": teacher_weights * product,
-        "copy in bfloat16": student.weights * 2 if half and stored == 4 else 0,
-        largest: working[largest],
+    update = {
+        "update": tokens * layers + 5 * chunk * student.vocabulary * 4,
+        "copy in bfloat16": copy,
+        "gathered weights": 8 * student.outside + 12 * student.layer if sharded else 0,
     }
+    teacher_pass = {
+        "teacher pass": tokens * (teacher.hidden * 2 + teacher.kept) * product + 3 * chunk * teacher.vocabulary * 4
+    }
+    teacher_weights = teacher.weights
+    if config.teacher_offload and device.type != "cpu":
+        teacher_weights = teacher.vocabulary * teacher.hidden + teacher.largest
+    phases = [sampling, update, {"optimizer step": trained * 4 // parts_of_student if device.type == "cuda" else 0}]
+    if config.teacher_server is not None or not _same_device(config.teacher_device, device):
+        teacher_weights = 0
+    else:
+        phases += [traces, teacher_pass] if written else [teacher_pass]
+    parts = {
+        "student": student.weights * stored // parts_of_student,
+        "adapters": trained * 4 if config.lora_rank else 0,
+        "gradients": trained * 4 // parts_of_student,
+        "AdamW": trained * 8 // parts_of_student,
+        "teacher": teacher_weights * product,
+        "vLLM": 0 if config.vllm_sleep else vllm,
+        "decoding buffers": buffers,
+    }
+    largest = max(phases, key=lambda phase: sum(phase.values()) + _fragments(phase))
+    for name, size in largest.items():
+        parts[name] = parts.get(name, 0) + size
     if device.type == "cuda":
         parts["context"] = CONTEXT
-    parts["fragments"] = int(SPARE * sum(parts.values()))
+    parts["fragments"] = _fragments(parts)
     return MemoryEstimate({name: size for name, size in parts.items() if size})
+
+
+def _fragments(parts: dict[str, int]) -> int:
+    return int(SPARE * sum(size for name, size in parts.items() if name != "vLLM"))
 
 
 def _same_device(name: str | None, device: torch.device) -> bool:

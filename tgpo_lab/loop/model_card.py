@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..config import TrainConfig
 from ..methods import method_entries, method_name
+from ..models.lora import CONFIGURATION
 from ..provenance import provenance
 
 SHOWN = ("reward", "accuracy", "length", "truncated", "reverse_kl", "forward_kl", "agreement", "rejected", "entropy")
@@ -49,6 +50,7 @@ def model_card(config: TrainConfig, rows: list[dict[str, float]], step: int) -> 
         "",
         *_table(rows),
         "",
+        *_positions(config),
         "## Settings",
         "",
         "```",
@@ -58,6 +60,16 @@ def model_card(config: TrainConfig, rows: list[dict[str, float]], step: int) -> 
         f"Made by `{made['command']}` with {versions} on {made['device']}.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _positions(config: TrainConfig) -> list[str]:
+    if not config.lora_rank or config.lora_merged or not any(config.position_options.values()):
+        return []
+    return [
+        "The base's positions were changed for the training. Load these adapters with that configuration: "
+        f'`from_pretrained(folder, config=AutoConfig.from_pretrained(folder + "/{CONFIGURATION}"))`.',
+        "",
+    ]
 
 
 def _table(rows: list[dict[str, float]]) -> list[str]:

@@ -78,8 +78,9 @@ class MicroBatchTokens:
 def elsewhere(error: BaseException) -> OutOfMemoryError:
     """The sentence for memory that ran out where there are no micro-batches: sampling, or the optimiser's moments."""
     return OutOfMemoryError(
-        f"Out of memory ({_first_line(error)}). Lower prompts_per_step, group_size or max_new_tokens, which decide "
-        "what sampling needs; tgpo-lab doctor estimates what a batch takes."
+        f"Out of memory ({_first_line(error)}). Let fewer responses be written at once (sampling_rows), or lower "
+        "prompts_per_step, group_size or max_new_tokens, which decide what sampling needs; tgpo-lab doctor estimates "
+        "what a batch takes."
     )
 
 

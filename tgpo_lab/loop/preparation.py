@@ -47,6 +47,19 @@ class Prepared:
     """Samples from the student."""
 
 
+def require_whole_adapters(config: TrainConfig) -> None:
+    """Refuse adapters in a run whose student FSDP shares out.
+
+    Raises:
+        InputError: the run trains adapters.
+    """
+    if config.lora_rank:
+        raise InputError(
+            f"lora_rank is {config.lora_rank}, but adapters are not trained under FSDP: frozen weights need neither "
+            "gradients nor moments to share out. Start without FSDP, or set lora_rank to 0."
+        )
+
+
 def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, resume: bool) -> Prepared:
     """Load and check everything, and make the run's folder or read its newest checkpoint.
 
@@ -59,11 +72,8 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     Raises:
         InputError: something in the configuration, the pair or the folder cannot work.
     """
-    if processes.sharded and config.lora_rank:
-        raise InputError(
-            f"lora_rank is {config.lora_rank}, but adapters are not trained under FSDP: frozen weights need neither "
-            "gradients nor moments to share out. Start without FSDP, or set lora_rank to 0."
-        )
+    if processes.sharded:
+        require_whole_adapters(config)
     if config.dataset is None and config.teacher is not None:  # before billions of weights are loaded
         raise InputError(
             f"{config.student} + {config.teacher} brings no prompts. Give a dataset: a folder with train.jsonl, or a "
@@ -73,7 +83,7 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
         # Frozen weights need no room for small updates.
         student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
-        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format,
+        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format, **config.position_options,
     )  # fmt: skip
     if config.method.top_k > pair.vocabulary_size:
         raise InputError(

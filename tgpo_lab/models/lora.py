@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from ..errors import InputError
 from ..randomness import derived_seed
 
+CONFIGURATION = "configuration"
+"""Folder of the configuration in a checkpoint that holds adapters alone."""
 ADAPTER = "adapter"
 """Folder of the adapters in a checkpoint that holds the merged model."""
 
@@ -60,6 +62,13 @@ def load_adapters(student: PreTrainedModel, checkpoint: Path) -> None:
     _as_trained(student)
 
 
+def save_adapters(student: PreTrainedModel, folder: Path) -> None:
+    """Write the adapters and, in ``folder/configuration``, the configuration that they were trained with: the base may
+    have other positions. Beside the adapters, transformers would take it for that of a whole model."""
+    student.save_pretrained(folder)
+    student.config.save_pretrained(folder / CONFIGURATION)
+
+
 def save_merged(student: PreTrainedModel, folder: Path) -> None:
     """Write W + (α/r)·B·A as an ordinary model, and the adapters themselves in ``folder/adapter`` for a resume.
 
@@ -67,9 +76,9 @@ def save_merged(student: PreTrainedModel, folder: Path) -> None:
     """
     from peft import PeftModel
 
-    student.save_pretrained(folder / ADAPTER)
+    save_adapters(student, folder / ADAPTER)
     base = AutoModelForCausalLM.from_pretrained(
-        student.peft_config["default"].base_model_name_or_path,
+        student.peft_config["default"].base_model_name_or_path, config=student.config,
         dtype=student.dtype, use_safetensors=True, trust_remote_code=False,
     )  # fmt: skip
     merged = PeftModel.from_pretrained(base, str(folder / ADAPTER)).merge_and_unload()

@@ -14,9 +14,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import CONFIG_NAME
 from transformers.utils import logging as transformers_logging
 
 from ..allocation_errors import is_out_of_memory
@@ -24,7 +26,9 @@ from ..errors import InputError
 from ..files import require_name
 from ..parallel.placement import require_device
 from ..tasks.prompt_format import PLAIN, PromptFormat, end_of_turn
+from .lora import CONFIGURATION
 from .policy import check_projection
+from .positions import set_positions
 from .shared_vocabulary import named_end_tokens, share_vocabulary, shared_end_tokens
 
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -106,6 +110,8 @@ def load_pair(
     student_dtype: torch.dtype = torch.float32,
     teacher_device: str | torch.device | None = None,
     prompt_format: PromptFormat = PLAIN,
+    student_positions: int | None = None,
+    student_rope_theta: float | None = None,
 ) -> Pair:
     """Load a shipped pair by name, or any pair by the student's and the teacher's path or hub name.
 
@@ -117,10 +123,12 @@ def load_pair(
         student_dtype: of the student. Weights that are trained should be float32: small updates vanish in bfloat16.
         teacher_device: where the teacher goes, if elsewhere; meta loads its configuration without its weights.
         prompt_format: how prompts are put before the models.
+        student_positions, student_rope_theta: change the student's rotary positions; see
+            :func:`tgpo_lab.models.positions.set_positions`.
 
     Raises:
         InputError: unknown pair, a missing or damaged checkpoint, tokenizers or vocabularies that do
-            not fit together, no such device.
+            not fit together, no such device, a student whose positions cannot be changed.
     """
     device = require_device(device)
     teacher_device = device if teacher_device is None else require_device(teacher_device)
@@ -132,7 +140,11 @@ def load_pair(
         student_path, name = name_or_student_path, f"{name_or_student_path} + {teacher_path}"
     tokenizer, teacher_tokenizer = load_tokenizer(student_path), load_tokenizer(teacher_path)
     shared = share_vocabulary(tokenizer, teacher_tokenizer, str(student_path), str(teacher_path))
-    student = load_model(student_path, student_dtype, device)
+    changed = {}
+    if student_positions is not None or student_rope_theta is not None:
+        changed["config"] = _configuration(student_path)
+        set_positions(changed["config"], student_positions, student_rope_theta, str(student_path))
+    student = load_model(student_path, student_dtype, device, **changed)
     if teacher_device.type == "meta":
         teacher = load_without_weights(teacher_path)
     else:
@@ -202,7 +214,8 @@ def require_room(
         between = f", a prefix of up to {prefix} tokens" if prefix else ""
         raise InputError(
             f"The longest prompt ({longest} tokens){between} and max_new_tokens ({max_new_tokens}) make {needed}, but "
-            f"the {role} was made for at most {limits[role]}. Lower max_new_tokens or leave out long prompts."
+            f"the {role} was made for at most {limits[role]}. Lower max_new_tokens or leave out long prompts"
+            + (", or give the run more student_positions." if role == "student" else ".")
         )
 
 
@@ -210,6 +223,9 @@ def load_model(
     path: str | Path, dtype: torch.dtype | str, device: str | torch.device | None, **options: object
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode: safetensors only, no remote code.
+
+    Adapters of a checkpoint come with the configuration that they were trained with, where transformers alone would
+    take the base's, whose positions may be others.
 
     Args:
         path: folder or hub name.
@@ -221,6 +237,8 @@ def load_model(
         InputError: nothing there, a damaged file, or an architecture that is not a causal model.
     """
     transformers_logging.disable_progress_bar()  # downloads keep theirs
+    if (Path(path) / CONFIGURATION / CONFIG_NAME).is_file():
+        options = {"config": _configuration(Path(path) / CONFIGURATION), **options}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
@@ -248,8 +266,8 @@ def load_without_weights(path: str | Path) -> PreTrainedModel:
     Raises:
         InputError: nothing there, or an architecture that is not a causal model.
     """
+    config = _configuration(path)
     try:
-        config = AutoConfig.from_pretrained(str(path), trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -270,6 +288,13 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise InputError(_cannot_load("tokenizer", path, error)) from error
+
+
+def _configuration(path: str | Path) -> PretrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InputError(_cannot_load("configuration", path, error)) from error
 
 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:

@@ -1,7 +1,9 @@
 """Sampling responses with a key-value cache, finished rows dropped from the batch.
 
 Random numbers are drawn beforehand, one for each row and position. So what a row samples depends on
-the seed and on nothing else: not on which other rows are still running, not on the batch size.
+the seed and on nothing else: not on which other rows are still running, not on the batch size. What is computed of a
+row does differ by rounding with the rows beside it, and with how far its prompt is padded; where that carries a random
+number over the edge of a token, another token is drawn.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from transformers import PreTrainedModel
 
 from ..models.policy import SEARCH_BLOCK, most_probable, project_to_vocabulary
 from ..parallel.placement import device_of
-from ..rollouts import Rollouts
+from ..rollouts import Rollouts, join_rollouts
 from .decoding import next_hidden, preallocated_cache
 from .fixed_shape_decoding import FixedShapeDecoder
 
@@ -61,7 +63,11 @@ def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, target, right=True).clamp(max=cumulative.shape[-1] - 1)
 
 
-@torch.no_grad()
+def prompts_at_once(prompts: int, samples_per_prompt: int, rows_at_once: int) -> int:
+    """How many of ``prompts`` are answered at once: as many as make ``rows_at_once`` rows, at least one; all for 0."""
+    return min(prompts, max(1, rows_at_once // samples_per_prompt)) if rows_at_once else prompts
+
+
 def sample_responses(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -77,6 +83,7 @@ def sample_responses(
     first: int = 0,
     of: int | None = None,
     decoder: FixedShapeDecoder | None = None,
+    rows_at_once: int = 0,
 ) -> Rollouts:
     """Sample responses (or take the most probable token each time, at temperature 0).
 
@@ -94,11 +101,13 @@ def sample_responses(
         first, of: these prompts are part of ``of``, the first of them standing at ``first``. They get the random
             numbers that they would get among all of them.
         decoder: of this model; reads tokens with tensors of fixed shape, and drops no finished rows.
+        rows_at_once: at most so many responses are written at once, whole groups of a prompt, at least one; the others
+            after them. 0 for all. Random numbers are those of all at once, so responses are, too, but for rounding.
 
     Returns:
         Rollouts on the model's device, with log-probabilities unless greedy.
     """
-    device, rows = device_of(model), len(prompts) * samples_per_prompt
+    rows = len(prompts) * samples_per_prompt
     if temperature > 0:
         if generator is None and uniform is None:
             raise ValueError("Sampling at a temperature above 0 needs a generator: what it draws must be repeatable.")
@@ -106,7 +115,34 @@ def sample_responses(
             everyone = (len(prompts) if of is None else of) * samples_per_prompt
             uniform = torch.rand(everyone, max_new_tokens, generator=generator)
             uniform = uniform[first * samples_per_prompt :][:rows]
-        uniform = uniform.to(device)
+        uniform = uniform.to(device_of(model))
+    step = prompts_at_once(len(prompts), samples_per_prompt, rows_at_once)
+    parts = []
+    for start in range(0, len(prompts), step):
+        own = slice(start * samples_per_prompt, (start + step) * samples_per_prompt)
+        parts.append(
+            _sample_at_once(
+                model, prompts[start : start + step], max_new_tokens, end_tokens, pad_token, samples_per_prompt,
+                temperature, None if uniform is None else uniform[own], vocabulary_size, decoder,
+            )
+        )  # fmt: skip
+    return parts[0] if len(parts) == 1 else join_rollouts(parts)
+
+
+@torch.no_grad()
+def _sample_at_once(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    end_tokens: list[int],
+    pad_token: int,
+    samples_per_prompt: int,
+    temperature: float,
+    uniform: Tensor | None,
+    vocabulary_size: int | None,
+    decoder: FixedShapeDecoder | None,
+) -> Rollouts:
+    device, rows = device_of(model), len(prompts) * samples_per_prompt
     longest = max(len(p) for p in prompts)
     ends = torch.tensor(end_tokens, device=device)
     capacity = longest + (max_new_tokens if decoder is None else 0)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from ..models.positions import position_settings
 from ..parallel.placement import device_of
 from ..parallel.sharding import whole_weights
 from ..rollouts import Rollouts
@@ -58,18 +59,19 @@ class Engine(Protocol):
 class OwnEngine:
     """The loop's own sampling."""
 
-    def __init__(self, model: PreTrainedModel, *, compile_decoding: bool = False):
+    def __init__(self, model: PreTrainedModel, *, compile_decoding: bool = False, rows_at_once: int = 0):
         """Sample with a model.
 
         Args:
             model: the model itself, not a copy.
+            rows_at_once: see :func:`tgpo_lab.sampling.cached_sampling.sample_responses`.
             compile_decoding: see :class:`tgpo_lab.sampling.fixed_shape_decoding.FixedShapeDecoder`.
 
         Raises:
             InputError: decoding cannot be compiled for this architecture.
         """
         self.device = device_of(model)
-        self._model = model
+        self._model, self._rows_at_once = model, rows_at_once
         self._decoder = FixedShapeDecoder(model, compiled=True) if compile_decoding else None
 
     def load_weights(self) -> AbstractContextManager[None]:
@@ -78,7 +80,9 @@ class OwnEngine:
 
     def sample(self, prompts: list[list[int]], *arguments: object, **options: object) -> Rollouts:
         """See :class:`Engine`."""
-        return sample_responses(self._model, prompts, *arguments, decoder=self._decoder, **options)
+        return sample_responses(
+            self._model, prompts, *arguments, decoder=self._decoder, rows_at_once=self._rows_at_once, **options
+        )
 
 
 def make_engine(config: TrainConfig, pair: Pair, prompts: list[str], processes: Processes) -> Engine:
@@ -94,7 +98,7 @@ def make_engine(config: TrainConfig, pair: Pair, prompts: list[str], processes: 
         InputError: it cannot work with this student or on this machine.
     """
     if config.engine == "own":
-        return OwnEngine(pair.student, compile_decoding=config.compile_decoding)
+        return OwnEngine(pair.student, compile_decoding=config.compile_decoding, rows_at_once=config.sampling_rows)
     from .vllm_engine import VLLMEngine  # vLLM is an extra
 
     longest = max(len(tokens) for tokens in pair.encode(prompts))
@@ -105,4 +109,5 @@ def make_engine(config: TrainConfig, pair: Pair, prompts: list[str], processes: 
         memory_share=config.vllm_memory_share,
         sleep=config.vllm_sleep,
         several=processes.number > 1,
+        overrides=position_settings(pair.student.config) if any(config.position_options.values()) else None,
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -65,6 +65,7 @@ class VLLMEngine:
         memory_share: float = 0.3,
         sleep: bool = False,
         several: bool = False,
+        overrides: Mapping[str, object] | None = None,
     ):
         """Start vLLM in this process; weights come with :meth:`load_weights`.
 
@@ -75,6 +76,7 @@ class VLLMEngine:
             memory_share: of the GPU's memory, its weights included.
             sleep: give that memory back between samplings.
             several: this is one of several processes, each with an engine of its own.
+            overrides: fields in which the student's configuration is not the one of its name or folder.
 
         Raises:
             InputError: vLLM is missing, of another version, or cannot run this student here.
@@ -107,6 +109,7 @@ class VLLMEngine:
                     logprobs_mode="processed_logprobs",  # of what is drawn from: temperature and allowed tokens applied
                     enable_prefix_caching=True,
                     enable_sleep_mode=sleep,
+                    hf_overrides=dict(overrides or {}),
                     seed=0,  # every request brings its own
                     **launcher,
                 )

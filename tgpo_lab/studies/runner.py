@@ -33,6 +33,7 @@ from ..metrics import read_rows
 from ..models.pairs import load_model, load_pair
 from ..provenance import provenance
 from ..runs import CHECKPOINTS, METRICS_FILE
+from ..sampling.engine import OwnEngine
 from ..tasks.prompts import load_prompts
 from ..training import train
 from .looks import LOOKS
@@ -144,11 +145,12 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
         result = train(config, show_progress=False)
         if not result.completed:
             return False
-        pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format)
+        pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format, **config.position_options)
         prompts = load_prompts(config.dataset or pair.prompts, **config.prompt_options)["test"]
         tested = evaluate(
             pair, result.student, prompts=prompts, temperature=config.evaluation_temperature, seed=config.seed,
             max_new_tokens=config.max_new_tokens, reward=config.reward,
+            engine=OwnEngine(result.student, rows_at_once=config.sampling_rows),
         )  # fmt: skip
         for checkpoint in checkpoint_folders(working / CHECKPOINTS) if cell.look else []:
             pair.student = load_model(checkpoint, torch.float32, "cpu")

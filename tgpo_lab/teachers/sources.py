@@ -110,7 +110,7 @@ class LocalTeacher:
         if self._cache is None:
             written = sample_divided(
                 self._processes,
-                OwnEngine(self._pair.teacher),
+                OwnEngine(self._pair.teacher, rows_at_once=self._config.sampling_rows),
                 prompts,
                 samples_per_prompt=samples_per_prompt,
                 generator=generator_for(self._config.seed, "sampling", "teacher", step),
@@ -120,8 +120,9 @@ class LocalTeacher:
             # Every process draws what is missing: one may see a file that another does not see yet.
             def draw(prompts: list[list[int]], uniform: Tensor) -> Rollouts:
                 return sample_responses(
-                    self._pair.teacher, prompts, samples_per_prompt=samples_per_prompt, uniform=uniform, **self._limits
-                )
+                    self._pair.teacher, prompts, samples_per_prompt=samples_per_prompt, uniform=uniform,
+                    rows_at_once=self._config.sampling_rows, **self._limits,
+                )  # fmt: skip
 
             written = self._cache.responses(prompts, samples_per_prompt, draw)
         return written.to(self._device)

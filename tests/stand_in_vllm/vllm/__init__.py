@@ -5,7 +5,9 @@ without vLLM. It has its own copy of the weights and fails where vLLM would: it 
 ``reload_weights`` without ``reset_prefix_cache`` (their keys and values are cached), and refuses to answer after
 ``sleep``.
 Behaviour follows vllm/entrypoints/llm.py, sampling_params.py, outputs.py, logprobs.py, v1/engine/parallel_sampling.py
-(seed plus index), v1/core/sched/utils.py (stop before length) and v1/sample/sampler.py (processed log-probabilities).
+(seed plus index), v1/core/sched/utils.py (stop before length),
+transformers_utils/config.py (hf_overrides update the configuration) and v1/sample/sampler.py (processed
+log-probabilities).
 """
 
 from __future__ import annotations
@@ -87,10 +89,11 @@ class LLM:
         **kwargs: Any,
     ):
         options = {"load_format", "max_model_len", "logprobs_mode", "enable_prefix_caching", "enable_sleep_mode",
-                   "distributed_executor_backend"}  # fmt: skip
+                   "distributed_executor_backend", "hf_overrides"}  # fmt: skip
         if unknown := set(kwargs) - options:
             raise TypeError(f"EngineArgs.__init__() got an unexpected keyword argument {unknown.pop()!r}")
         config = AutoConfig.from_pretrained(model)
+        config.update(kwargs.get("hf_overrides") or {})
         if kwargs["max_model_len"] > config.max_position_embeddings:
             raise ValueError(
                 f"User-specified max_model_len ({kwargs['max_model_len']}) is greater than the derived max_model_len "
