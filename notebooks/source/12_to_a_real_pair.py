@@ -78,8 +78,8 @@ print(f"response tokens in a step, at most: {tokens[0]:,} and {tokens[-1]:,}, a 
 # `pip install -e '.[lora]'`. A checkpoint then holds the adapters alone, which load on top of the base model; with `--lora-merged` it
 # is a whole model.
 #
-# `paper` names neither prompts nor a reward that fits them. With it you must give `--dataset` and `--reward`: the reward of `tiny`
-# wants a `#`, and would be 0 for ever.
+# `paper` is for eight cards of 80 GB and takes vLLM (`pip install -e '.[vllm]'`). Its student was published for 4,096 positions, fewer
+# than its responses have; `student_positions` and `student_rope_theta` give it more.
 #
 # Two commands, for a mathematics data set of the Hugging Face hub and a card of 24 GB. The first examines, the second trains, three
 # steps to begin with. Both take the same options, and the GPU is found by itself:
@@ -498,16 +498,19 @@ for preset, student_name, teacher_name in (
     ("paper", "Qwen2.5-Math-7B", "Qwen3-30B-A3B"),
 ):
     planned = TrainConfig.preset(preset, "tgpo")
+    if preset == "paper":  # on one card, by this loop alone, everything at once: what it would need without help
+        planned = planned.with_changes(engine="own", vllm_sleep=False, sampling_rows=0, teacher_offload=False)
     needed = estimate_memory(planned, shape_of(shapes[student_name]), shape_of(shapes[teacher_name]))
-    rows = planned.prompts_per_step * planned.group_size
+    rows = planned.sampling_rows or planned.prompts_per_step * planned.group_size
     print(f"{preset}: {needed.total / 1e9:.0f} GB, {rows} responses of up to {planned.max_new_tokens} tokens at once")
     print("   ", ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needed.parts.items()))
 
 # %% [markdown]
 # The paper's setting does not fit on one card. The library can divide a step over several ([README](../README.md)), which is
 # tested with processes on CPUs and has not been run on several GPUs. Its sampling alone, 1,024 responses of 8,192 tokens
-# at once, takes more than six cards of 80 GB. `gpu-24gb` and `gpu-80gb` are what fits by this sum, with adapters (`lora_rank`) in place of a trained
-# copy of all weights. **Neither has been run on its card yet.** So this course has no number for seconds a step or for the cost of a run, and
+# at once, takes about ten cards of 80 GB. So the preset lets vLLM sample, which takes turns with the update, and keeps the teacher in the
+# machine's own memory: 66 GB on each of eight cards (`tgpo-lab doctor --preset paper --processes 8 --sharded`). `gpu-24gb` and `gpu-80gb` are what fits by this sum, with adapters (`lora_rank`) in place of a trained
+# copy of all weights. **None of the three has been run on its cards yet.** So this course has no number for seconds a step or for the cost of a run, and
 # no result of a real pair. Take `--steps 3` first and multiply what you see; `tgpo-lab bench` gives tokens a second by phase.
 
 # %% [markdown]
@@ -616,8 +619,8 @@ print(run.completed, type(run.student).__name__, run.metrics["step"].tolist())
 # - A run is a configuration; the loop is the same for 0.1 million weights and for billions.
 # - Look at one prompt, one answer of the teacher and its reward before you train.
 # - Check tokenizers, end tokens, a model as its own teacher, and the card, before the first step.
-# - Logits are the largest tensors of a loss, so they are made a few positions at a time. In the paper's setting
-#   sampling takes most of the memory; with `gpu-24gb` the teacher's weights do, then sampling.
+# - Logits are the largest tensors of a loss, so they are made a few positions at a time. In the paper's setting,
+#   written all at once, sampling takes most of the memory; with `gpu-24gb` the teacher's weights do, then the update.
 #
 # **The end.** You can implement TGPO ([08](08_tgpo.ipynb), forty lines), say when it fails ([09](09_is_the_teacher_right.ipynb)) and when it is not
 # needed ([10](10_a_fair_comparison.ipynb)), and start it on a real pair. What was measured on small ones stands in
