@@ -152,7 +152,9 @@ def test_the_doctor_says_it(tiny_config, tmp_path):
 
 
 def test_the_doctor_counts_processes(tiny_config, tmp_path, command, random_pair, monkeypatch):
-    config = tiny_config(tmp_path, prompts_per_step=64, max_new_tokens=100, evaluation_prompts=4, micro_batch_tokens=10)
+    config = tiny_config(
+        tmp_path, prompts_per_step=512, max_new_tokens=100, evaluation_prompts=4, micro_batch_tokens=10
+    )
     one, four, sharded = (
         diagnose(config, prompts=2, card_tokens=4, device="cpu", processes=n, sharded=s).memory.parts
         for n, s in ((1, False), (4, False), (4, True))
