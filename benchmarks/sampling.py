@@ -24,6 +24,7 @@ import torch
 import tyro
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tgpo_lab.bandwidth import bandwidth
 from tgpo_lab.provenance import provenance
 from tgpo_lab.sampling.engine import Engine, OwnEngine
 from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
@@ -56,13 +57,6 @@ class Options:
     """Samplings that count; one before them does not."""
     output: Path | None = None
     """A JSON file for the numbers."""
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes per second of a large copy, read and written; the best of several."""
-    source = torch.empty(2**26 if device.type == "cpu" else 2**30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / min(timed(lambda: target.copy_(source), device) for _ in range(8))
 
 
 def timed(call, device: torch.device) -> float:
