@@ -19,7 +19,7 @@ def tables(result: dict) -> str:
     """All of a result: against TRL, and against the machine where that was measured."""
     versions = {**result["versions"], "trl": result["trl"]}
     setting = ", ".join(f"{name} {versions[name]}" for name in ("trl", "torch", "transformers"))
-    note = f" {result['note']}." if result["note"] else ""
+    note = f" Note: {result['note']}." if result["note"] else ""
     turns = {c["turns"] for c in result["comparisons"]}
     apart = " One program ran after the other." if turns == {"program"} else ""
     parts = [
