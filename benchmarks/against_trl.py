@@ -1,13 +1,15 @@
 """One whole on-policy step (sampling, teacher, update) of this loop and of TRL's trainers, on the same work.
 
     python benchmarks/against_trl.py
+    python benchmarks/against_trl.py --cases real-0.5b real-1.5b --allocators default      # a GPU of 80 GB
 
 Every program lives in a process of its own, keeps its models loaded and takes a step only when told
 to. Steps go round in turn (A B C A B C …), so a drift of the machine hits all alike; a round gives
-one ratio. Same random-weight models, prompts, batch, lengths, temperature, precision (float32) and
-optimiser (AdamW); no evaluation, no checkpoints, no reports. For TRL gradient checkpointing is off and
-the fastest of several micro-batch sizes is taken; this loop keeps its default. By default all of it
-is run twice: with the allocator as it is, and with one that keeps its memory.
+one ratio. Where one program fills most of a card, the next begins when it has ended. Same random-weight
+models, prompts, batch, lengths, temperature, precision, gradient checkpointing and optimiser (AdamW);
+no evaluation, no checkpoints, no reports. For TRL the fastest of several micro-batch sizes is taken;
+this loop keeps that of the case. The real cases are also timed by themselves, beside what the machine
+can do. By default all of it is run twice: with the allocator as it is, and with one that keeps its memory.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,119 +29,167 @@ from typing import Literal
 import tyro
 from kept_results import RESULTS, keep_results
 from programs import DISTILLATION, GRPO, LOOP, LOOP_MEASURING
+from trl_tables import CAVEAT, tables
 
-from tgpo_lab.benchmark import CASES, write_random_pair
-from tgpo_lab.config import TrainConfig
+from tgpo_lab.allocation_errors import is_out_of_memory
+from tgpo_lab.benchmark import in_own_process, measure_case
+from tgpo_lab.benchmark_cases import CASES, ENGINES, Case, require_memory_and_disk
+from tgpo_lab.errors import InputError
 from tgpo_lab.provenance import provenance
+from tgpo_lab.random_pair import write_random_pair
 
 PROGRAMS = Path(__file__).with_name("programs.py")
-OWN_FILE = RESULTS / "against_trl.json"
 
 ALLOCATORS = {
     "default": {},
     # glibc then never gives memory back, so large tensors do not fault in their pages again at every step.
     "keeping": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"},
 }
-CAVEAT = (
-    "The objectives differ. tgpo_lab runs the teacher over the samples and uses its best token and the sampled "
-    "token's log-probability (TGPO). GRPOTrainer runs no teacher at all. DistillationTrainer computes a divergence "
-    "over the whole vocabulary."
-)
+TRAINERS = {"grpo": GRPO, "distillation": DISTILLATION}
+REAL = ("real-small", "real-0.5b", "real-1.5b")
+"""Cases whose results go to files of their own, and which are timed by themselves as well."""
+LARGE = ("real-0.5b", "real-1.5b")
+"""Those of which one program fills most of a card of 80 GB, and a step takes long."""
 
 
 @dataclass(frozen=True)
 class Options:
     """Compare one whole step with TRL's trainers."""
 
-    cases: tuple[Literal["small", "larger"], ...] = ("small", "larger")
+    cases: tuple[Literal["small", "larger", "real-small", "real-0.5b", "real-1.5b"], ...] = ("small", "larger")
     """Which of the random-weight pairs of `tgpo-lab bench`."""
+    engine: Literal["own", "compiled", "vllm"] = "own"
+    """own, compiled (with compile_decoding): TRL samples by transformers' generate. vllm: both sample by vLLM."""
+    trainers: tuple[Literal["grpo", "distillation"], ...] = ("grpo", "distillation")
+    """Of TRL: GRPOTrainer and DistillationTrainer."""
+    turns: Literal["step", "program"] | None = None
+    """step: all programs stay in memory and take steps in turn. program: one after the other, each with the memory for
+    itself. Left out: program for real-0.5b and real-1.5b, step for the others."""
     rounds: int = 12
     """Steps of each program that count."""
     warmup_rounds: int = 2
     """Steps before them that do not."""
     trial_rounds: int = 3
-    """Steps in which a micro-batch size of TRL is tried."""
+    """Steps in which a micro-batch size of TRL is tried; one for real-0.5b and real-1.5b."""
     allocators: tuple[Literal["default", "keeping"], ...] = ("default", "keeping")
     """keeping: MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=8000000000 for all programs."""
     note: str = ""
-    """A remark on the machine that is kept with the numbers, for example that it was shared."""
-    output: Path = OWN_FILE
-    """Where the numbers go. At the default place the table goes into README.md as well."""
+    """A remark on the machine that is kept with the numbers, for example: shared machine."""
+    output: Path | None = None
+    """A JSON file for the numbers. Left out, they go to results/against_trl.json, those of real cases to
+    results/real_pairs.json, and the tables into README.md."""
+
+    def turns_of(self, case: str) -> str:
+        """How the programs of a case take turns."""
+        return self.turns or ("program" if case in LARGE else "step")
 
 
 # ── Comparison ───────────────────────────────────────────────────────────────────────────────────
 
 
 class Worker:
-    """A process that takes a step when asked."""
+    """A process that takes a step when asked; it ends with the context."""
 
-    def __init__(self, name: str, case: str, folder: Path, environment: dict[str, str], micro_batch_rows: int = 0):
-        self.name, self.micro_batch_rows = name, micro_batch_rows
+    def __init__(self, name: str, case: str, engine: str, folder: Path, allocator: str, micro_batch_rows: int = 0):
+        self.name = name
         self._errors = folder / f"{name} {micro_batch_rows}.txt"
         with self._errors.open("w") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, str(PROGRAMS), name, case, str(folder), str(micro_batch_rows)],
+                [sys.executable, str(PROGRAMS), name, case, engine, str(folder), str(micro_batch_rows)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env={**os.environ, **environment},
+                env={**os.environ, **ALLOCATORS[allocator]},
             )
 
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        self._process.wait()
+
     def step(self) -> dict[str, float]:
-        """Take one step; seconds by the clock and of processor time."""
-        self._process.stdin.write("step\n")
-        self._process.stdin.flush()
+        """Take one step; seconds by the clock and of processor time, and peak memory in bytes.
+
+        Raises:
+            RuntimeError: the process has ended; with the last lines of its errors.
+        """
+        with suppress(BrokenPipeError):  # its output has ended, too
+            self._process.stdin.write("step\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             if line.startswith("RESULT "):
                 return json.loads(line.removeprefix("RESULT "))
         status = self._process.wait()
         raise RuntimeError(f"{self.name} ended with status {status}:\n{self._errors.read_text()[-4000:]}")
 
-    def stop(self) -> None:
-        """End the process."""
-        self._process.stdin.close()
-        self._process.wait()
+
+def steps_of(programs: dict[str, int], case: str, allocator: str, folder: Path, options: Options) -> dict[str, list]:
+    """Steps of some programs by name, in turn; the warm-up rounds are left out.
+
+    Args:
+        programs: rows of a micro-batch by name, 0 for what the case says.
+        case: its name.
+        allocator: its name.
+        folder: with the pair.
+        options: number of rounds, and the engine.
+    """
+    with ExitStack() as stack:
+        workers = [
+            stack.enter_context(Worker(name, case, options.engine, folder, allocator, rows))
+            for name, rows in programs.items()
+        ]
+        taken = [[worker.step() for worker in workers] for _ in range(options.warmup_rounds + options.rounds)]
+    return dict(zip(programs, map(list, zip(*taken[options.warmup_rounds :], strict=True)), strict=True))
 
 
-def in_turn(workers: list[Worker], rounds: int, warmup_rounds: int) -> dict[Worker, list[dict[str, float]]]:
-    """Steps of all workers in turn; the warm-up rounds are left out."""
-    taken = [{worker: worker.step() for worker in workers} for _ in range(warmup_rounds + rounds)]
-    return {worker: [steps[worker] for steps in taken[warmup_rounds:]] for worker in workers}
-
-
-def fastest(name: str, case: str, folder: Path, environment: dict[str, str], rows: int, rounds: int) -> int:
-    """TRL's best micro-batch size: the whole batch, or a half, a quarter … of it. Tried one after the other, as memory
-    would not hold them all."""
-    seconds = {}
-    for micro_batch_rows in (rows // parts for parts in (1, 2, 4, 8, 16)):
-        worker = Worker(name, case, folder, environment, micro_batch_rows)
-        taken = in_turn([worker], rounds, warmup_rounds=1)[worker]
-        worker.stop()
+def fastest(name: str, case: str, allocator: str, folder: Path, options: Options) -> int | None:
+    """TRL's best micro-batch size: the whole batch, or a half, a quarter … of it; of large cases a quarter, an eighth
+    or a sixteenth. Tried one after the other, as memory would not hold them all; None where none fits."""
+    config, seconds = CASES[case].config(), {}
+    rows = config.prompts_per_step * config.group_size
+    rounds = 1 if case in LARGE else options.trial_rounds
+    for micro_batch_rows in sorted({max(1, rows // parts) for parts in (1, 2, 4, 8, 16)[2 * (case in LARGE) :]}):
+        print(f"{case}: {name}, micro-batches of {micro_batch_rows} rows …", flush=True)
+        with Worker(name, case, options.engine, folder, allocator, micro_batch_rows) as worker:
+            try:
+                taken = [worker.step() for _ in range(1 + rounds)][1:]
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                break  # larger ones need more
         seconds[micro_batch_rows] = statistics.median(step["seconds"] for step in taken)
-    return min(seconds, key=seconds.__getitem__)
+    return min(seconds, key=seconds.__getitem__, default=None)
 
 
 def compare(case: str, allocator: str, folder: Path, options: Options) -> dict[str, object]:
     """Measure one case with one allocator."""
-    settings, environment = CASES[case].settings, ALLOCATORS[allocator]
-    rows = settings["prompts_per_step"] * settings["group_size"]
-    best = {name: fastest(name, case, folder, environment, rows, options.trial_rounds) for name in (GRPO, DISTILLATION)}
-    workers = [Worker(name, case, folder, environment, best.get(name, 0)) for name in (LOOP, LOOP_MEASURING, *best)]
-    taken = in_turn(workers, options.rounds, options.warmup_rounds)
-    for worker in workers:
-        worker.stop()
-    programs = {}
-    for worker in workers:
-        entry: dict[str, object] = {"micro_batch_rows": worker.micro_batch_rows or None}
+    found = {TRAINERS[key]: fastest(TRAINERS[key], case, allocator, folder, options) for key in options.trainers}
+    programs = {LOOP: 0, LOOP_MEASURING: 0, **{name: rows for name, rows in found.items() if rows is not None}}
+    turns = options.turns_of(case)
+    print(f"{case}: {', '.join(programs)} …", flush=True)
+    together = [programs] if turns == "step" else [{name: rows} for name, rows in programs.items()]
+    taken = {}
+    for some in together:
+        taken |= steps_of(some, case, allocator, folder, options)
+    entries: dict[str, object] = dict.fromkeys([LOOP, LOOP_MEASURING, *found])
+    for name, steps in taken.items():
+        entries[name] = entry = {"micro_batch_rows": programs[name] or None}
         for unit in ("seconds", "processor_seconds"):
-            values = [step[unit] for step in taken[worker]]
-            ratios = [v / ours[unit] for v, ours in zip(values, taken[workers[0]], strict=True)]
+            values = [step[unit] for step in steps]
             entry[unit] = spread(values)
-            entry[f"ratio_of_{unit}"] = spread(ratios)
-        programs[worker.name] = entry
-    micro_batch_tokens = TrainConfig.preset("tiny").micro_batch_tokens
-    return {"case": case, "allocator": allocator, "micro_batch_tokens": micro_batch_tokens, "programs": programs}
+            entry[f"ratio_of_{unit}"] = spread([v / o[unit] for v, o in zip(values, taken[LOOP], strict=True)])
+        entry |= {key: steps[-1][key] for key in ("peak_resident_bytes", "peak_gpu_bytes")}
+    return {
+        "case": case,
+        "allocator": allocator,
+        "turns": turns,
+        "micro_batch_tokens": CASES[case].config().micro_batch_tokens,
+        "programs": entries,
+    }
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -146,50 +197,58 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def table(result: dict[str, object]) -> str:
-    """Seconds of a step and ratios to this loop, as Markdown."""
-    lines = [
-        "| pair | allocator | program | rows at once | seconds a step | times as long as tgpo_lab |",
-        "| --- | --- | --- | ---: | ---: | ---: |",
-    ]
-    for comparison in result["comparisons"]:
-        for name, entry in comparison["programs"].items():
-            seconds, ratio = (
-                f"{entry[key]['median']:.2f} ({entry[key]['min']:.2f}–{entry[key]['max']:.2f})"
-                for key in ("seconds", "ratio_of_seconds")
-            )
-            rows = entry["micro_batch_rows"] or "default"
-            lines.append(
-                f"| {comparison['case']} | {comparison['allocator']} | {name} | {rows} | {seconds} | {ratio} |"
-            )
-    versions = {**result["versions"], "trl": result["trl"]}
-    setting = ", ".join(f"{name} {versions[name]}" for name in ("trl", "torch", "transformers"))
-    note = f" {result['note']}" if result["note"] else ""
-    return (
-        "\n".join(lines) + f"\n\nMedian of {result['rounds']} steps (smallest–largest), {result['device']}, "
-        f"{result['threads']} threads, "
-        f"{setting}.{note} {CAVEAT}"
-    )
+def require_room(options: Options) -> None:
+    """Refuse what the machine cannot hold, before anything is written.
+
+    Raises:
+        InputError: memory or disk is too small for a case.
+    """
+    for case in options.cases:
+        together = 2 + len(options.trainers) if options.turns_of(case) == "step" else 1
+        require_memory_and_disk(CASES[case], runs=together, **ENGINES[options.engine])
+
+
+def measure(case: Case, options: Options) -> tuple[list[dict], list[dict]]:
+    """Comparisons of one case, and what it takes by itself if it is a real one."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        in_own_process(write_random_pair, case.pair, folder, precision=case.config().precision)
+        alone = []
+        if case.name in REAL:
+            print(f"{case.name}: {LOOP} by itself …", flush=True)
+            steps = {"steps": options.rounds, "warmup_steps": options.warmup_rounds}
+            alone.append(measure_case(case, folder=folder, **steps, **ENGINES[options.engine]))
+        return [compare(case.name, allocator, folder, options) for allocator in options.allocators], alone
 
 
 def main(options: Options) -> None:
     """Run the comparisons and write the results."""
-    comparisons = []
-    for case in options.cases:
-        with tempfile.TemporaryDirectory() as folder:
-            write_random_pair(CASES[case].pair, Path(folder))
-            for allocator in options.allocators:
-                comparisons.append(compare(case, allocator, Path(folder), options))
-    result = {
-        "comparisons": comparisons,
-        "rounds": options.rounds,
-        "note": options.note,
-        "caveat": CAVEAT,
-        "trl": importlib.metadata.version("trl"),
-        **provenance(),
+    require_room(options)
+    measured = {case: measure(CASES[case], options) for case in options.cases}
+    places = {
+        "table": (RESULTS / "against_trl.json", [case for case in options.cases if case not in REAL]),
+        "real table": (RESULTS / "real_pairs.json", [case for case in options.cases if case in REAL]),
     }
-    keep_results(result, table(result), options.output, OWN_FILE, "table")
+    if options.output:
+        places = {"": (options.output, list(options.cases))}
+    for name, (path, cases) in places.items():
+        if not cases:
+            continue
+        result = {
+            "comparisons": [comparison for case in cases for comparison in measured[case][0]],
+            "alone": [found for case in cases for found in measured[case][1]],
+            "rounds": options.rounds,
+            "engine": options.engine,
+            "note": options.note,
+            "caveat": CAVEAT,
+            "trl": importlib.metadata.version("trl"),
+            **provenance(),
+        }
+        keep_results(result, tables(result), path, path if name else None, name)
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    try:
+        main(tyro.cli(Options))
+    except InputError as error:
+        sys.exit(f"against_trl.py: {error}")

@@ -25,11 +25,11 @@ import torch
 import tyro
 from playwright.sync_api import Browser, sync_playwright
 
-from tgpo_lab.benchmark import RandomPair, Shape, write_random_pair
 from tgpo_lab.errors import InputError
 from tgpo_lab.files import write_json
 from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.provenance import provenance
+from tgpo_lab.random_pair import RandomPair, Shape, write_random_pair
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.widgets import GuidanceExplorer
 

@@ -10,14 +10,14 @@ README = Path(__file__).with_name("README.md")
 RESULTS = Path(__file__).parent / "results"
 
 
-def keep_results(result: object, table: str, output: Path, own_file: Path, table_name: str) -> None:
+def keep_results(result: object, table: str, output: Path, own_file: Path | None, table_name: str) -> None:
     """Write the numbers, print the table and, if they go to the benchmark's own file, put the table into README.md.
 
     Args:
         result: the numbers as plain values.
         table: they in Markdown.
         output: the JSON file.
-        own_file: the benchmark's file in :data:`RESULTS`.
+        own_file: the benchmark's file in :data:`RESULTS`; None if these numbers are for no table.
         table_name: the table stands between ``<!-- table_name: start -->`` and ``<!-- table_name: end -->``.
     """
     output.parent.mkdir(parents=True, exist_ok=True)

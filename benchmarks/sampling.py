@@ -5,11 +5,9 @@
         --intermediate-size 8960 --vocabulary 151936 --rows 64 --response-tokens 512 --precision bfloat16 \
         --paths growing fixed compiled vllm     # the shapes of Qwen2.5-1.5B, on a GPU
 
-Weights are random and no response ends early, so every length is exact. To write a token of all rows, the output matrix
-has to be read once. Before each but the first, the weights of the layers have to be read once, and the keys and values
-of every row so far. Those bytes over the bandwidth of a large copy (read and written) are a floor. That the prompts are
-read counts as free. What fits into a processor's cache can be read faster than that: with small models on a CPU the
-floor is a measure and no bound.
+Weights are random and no response ends early, so every length is exact. The floor is that of
+:mod:`tgpo_lab.bandwidth`: bytes that sampling has to read, over the bandwidth of a large copy. What fits into a
+processor's cache can be read faster than that: with small models on a CPU it is a measure and no bound.
 """
 
 from __future__ import annotations
@@ -17,7 +15,6 @@ from __future__ import annotations
 import importlib.metadata
 import statistics
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,7 +24,9 @@ import tyro
 from kept_results import RESULTS, keep_results
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
+from tgpo_lab.bandwidth import bandwidth, bytes_of_sampling
 from tgpo_lab.errors import InputError
+from tgpo_lab.operations import seconds_of
 from tgpo_lab.provenance import provenance
 from tgpo_lab.sampling.engine import Engine, OwnEngine
 from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
@@ -78,36 +77,6 @@ class Options:
         ):
             if value < 1 or parts < 1 or value % parts:
                 raise InputError(f"{name} must be a multiple of {what} ({parts}), but is {value}.")
-
-
-def bandwidth(device: torch.device) -> float:
-    """Bytes per second of a large copy, read and written; the best of several."""
-    source = torch.empty(2**26 if device.type == "cpu" else 2**30, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.numel() / min(timed(lambda: target.copy_(source), device) for _ in range(8))
-
-
-def timed(call, device: torch.device) -> float:
-    """Seconds that a call takes, the device's work included."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    wait()
-    start = time.perf_counter()
-    call()
-    wait()
-    return time.perf_counter() - start
-
-
-def bytes_to_read(model: Qwen2ForCausalLM, options: Options) -> int:
-    """Of all tokens of the responses, once the prompts have been read."""
-    size = model.dtype.itemsize
-    numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
-    output = numbers.pop("lm_head.weight") * size
-    layers = sum(count for name, count in numbers.items() if "embed_tokens" not in name) * size
-    head_width = options.hidden_size // options.heads
-    cached = 2 * options.layers * options.key_value_heads * head_width * size * options.rows  # of one position
-    # The last token of a response is never read.
-    positions = sum(options.prompt_tokens + written for written in range(1, options.response_tokens))
-    return output * options.response_tokens + layers * (options.response_tokens - 1) + cached * positions
 
 
 def engine_of(path: str, model: Qwen2ForCausalLM, options: Options) -> Engine:
@@ -161,7 +130,10 @@ def main(options: Options) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Qwen2ForCausalLM(config).to(getattr(torch, options.precision)).save_pretrained(folder)
         model = Qwen2ForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.precision)).to(device).eval()
-        read, rate = bytes_to_read(model, options), bandwidth(device)
+        read = bytes_of_sampling(
+            model, len(prompts), SAMPLES_PER_PROMPT, options.prompt_tokens, options.response_tokens, model.dtype
+        )
+        rate = bandwidth(device)
         tokens = options.rows * options.response_tokens
         found = {}
         for path in options.paths:
@@ -175,7 +147,7 @@ def main(options: Options) -> None:
 
             with engine.load_weights(), torch.no_grad():
                 sample()
-                seconds = [timed(sample, device) for _ in range(options.rounds)]
+                seconds = [seconds_of(sample, device) for _ in range(options.rounds)]
             median = statistics.median(seconds)
             found[path] = {"seconds": seconds, "tokens_per_second": tokens / median,
                            "times_the_floor": median / (read / rate)}  # fmt: skip

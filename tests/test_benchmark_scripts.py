@@ -48,8 +48,8 @@ def test_sampling_beside_its_floor(tmp_path):
     # Query and its bias; keys and values, two heads 4 wide each; output; gate, up and down; three norms.
     layers = (16 * 16 + 16) + 2 * (16 * 8 + 8) + 16 * 16 + 3 * (16 * 24) + 3 * 16
     cached = 2 * 2 * 4 * 4  # keys and values, heads, width, rows
-    # Three tokens are drawn, two of them read: then 3 and 4 positions are there.
-    assert result["bytes"] == 4 * (3 * 64 * 16 + 2 * layers + (3 + 4) * cached)
+    # All weights for each of three tokens; before the second and the third 2 and 3 positions are in the cache.
+    assert result["bytes"] == 4 * (3 * (64 * 16 + layers) + (2 + 3) * cached)
     assert result["floor_seconds"] == pytest.approx(result["bytes"] / result["bytes_per_second"])
     assert list(result["paths"]) == ["growing", "fixed"]
     for entry in result["paths"].values():

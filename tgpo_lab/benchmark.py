@@ -2,179 +2,89 @@
 
 What is timed is :func:`tgpo_lab.training.train` itself, by the clock that it writes to its metrics. Each
 case is trained twice: with almost no positions measured, for the step alone, and with as many as by
-default, for the step as a user has it. The first steps are dropped, the others give medians.
+default, for the step as a user has it; each time in a process of its own, whose memory is its own. The first
+steps are dropped, the others give medians. The floor of sampling is the larger one of that which operations
+set and that which bytes do (:mod:`tgpo_lab.bandwidth`).
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
+import pandas as pd
 import psutil
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
-from transformers.utils import logging as transformers_logging
+from transformers import PreTrainedModel
 
+from .bandwidth import bandwidth, bytes_of_sampling
+from .benchmark_cases import Case
 from .config import TrainConfig
-from .files import write_text
-from .models.pairs import Pair, load_pair
-from .operations import PHASES, MatrixRates, work_of_step
+from .models.pairs import load_tokenizer, load_without_weights, pair_paths
+from .operations import PHASES, MatrixRates, Work, work_of_step
+from .random_pair import RandomPair, paths_of, write_random_pair
 from .tasks.prompts import load_prompts
 from .training import train
 
-
-@dataclass(frozen=True)
-class Shape:
-    """Size of a model made of random weights."""
-
-    hidden_size: int
-    layers: int
-    heads: int
-
-    def options(self) -> dict[str, object]:
-        """For a configuration of transformers; the feed-forward part is three times as wide as the model."""
-        return {
-            "hidden_size": self.hidden_size,
-            "intermediate_size": 3 * self.hidden_size,
-            "num_hidden_layers": self.layers,
-            "num_attention_heads": self.heads,
-            "num_key_value_heads": self.heads,
-            "head_dim": self.hidden_size // self.heads,
-        }
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class RandomPair:
-    """A pair of random weights in which no response ends before the token limit, so every length is exact."""
-
-    student: Shape
-    teacher: Shape
-    vocabulary_size: int
-    prompt_tokens: int
-
-
-@dataclass(frozen=True)
-class Case:
-    """What is timed."""
-
-    name: str
-    pair: str | RandomPair
-    """A shipped pair's name, or random weights."""
-    settings: dict[str, object] = field(default_factory=dict)
-    """Fields of :class:`TrainConfig` that differ from the preset ``tiny``."""
-
-
-CASES = {
-    case.name: case
-    for case in (
-        Case("tiny", "far"),
-        Case(
-            "small",
-            RandomPair(Shape(64, 2, 4), Shape(128, 3, 4), vocabulary_size=2048, prompt_tokens=9),
-            {"prompts_per_step": 16, "group_size": 8, "max_new_tokens": 64},
-        ),
-        Case(
-            "larger",
-            RandomPair(Shape(256, 4, 4), Shape(512, 6, 8), vocabulary_size=8192, prompt_tokens=9),
-            {"prompts_per_step": 8, "group_size": 8, "max_new_tokens": 96},
-        ),
-    )
-}
-
-
-# ── Random weights ───────────────────────────────────────────────────────────────────────────────
-
-
-def write_random_pair(pair: RandomPair, folder: Path, prompts: int = 64) -> dict[str, str]:
-    """Write a Llama student, a Qwen3 teacher and random prompts under ``folder``.
-
-    The only end token is an id one past the vocabulary. No model can write it, so no response ends
-    before the limit, and nothing in the loop has to know of it.
-
-    Returns:
-        The fields ``student``, ``teacher`` and ``dataset`` of a :class:`TrainConfig`.
-    """
-    transformers_logging.disable_progress_bar()
-    torch.manual_seed(0)
-    vocabulary = {"<pad>": 0, "<unk>": 1, **{f"w{i}": i for i in range(2, pair.vocabulary_size)}}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", padding_side="left"
-    )
-    common = {"vocab_size": pair.vocabulary_size, "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": None,
-              "eos_token_id": None}  # fmt: skip
-    for name, model in (
-        ("student", LlamaForCausalLM(LlamaConfig(**common, **pair.student.options()))),
-        ("teacher", Qwen3ForCausalLM(Qwen3Config(**common, **pair.teacher.options()))),
-    ):
-        model.generation_config.eos_token_id = pair.vocabulary_size
-        model.save_pretrained(folder / name)
-        tokenizer.save_pretrained(folder / name)
-    words = torch.randint(2, pair.vocabulary_size, (2 * prompts, pair.prompt_tokens)).tolist()
-    lines = [f'{{"prompt": "{" ".join(f"w{i}" for i in row)}", "answer": "0"}}\n' for row in words]
-    (folder / "prompts").mkdir()
-    write_text(folder / "prompts" / "train.jsonl", "".join(lines[:prompts]))
-    write_text(folder / "prompts" / "validation.jsonl", "".join(lines[prompts:]))
-    return {name: str(folder / part) for name, part in
-            (("student", "student"), ("teacher", "teacher"), ("dataset", "prompts"))}  # fmt: skip
-
-
-# ── Measuring ────────────────────────────────────────────────────────────────────────────────────
-
-
-def measure_case(case: Case, *, steps: int, warmup_steps: int, **changes: object) -> dict[str, object]:
+def measure_case(
+    case: Case, *, steps: int, warmup_steps: int, folder: Path | None = None, **changes: object
+) -> dict[str, object]:
     """Train a case and measure its steps.
 
     Args:
         case: what is timed.
         steps: steps that count.
         warmup_steps: steps before them that do not.
+        folder: where :func:`tgpo_lab.random_pair.write_random_pair` has put the case's pair already.
         changes: further fields of :class:`TrainConfig`.
 
     Returns:
         Plain values: seconds (median, smallest and largest), tokens per second of the student's response
-        tokens, operations, both floors in seconds, and peak memory in bytes.
+        tokens, operations, both floors in seconds; the sampling, the update and the teacher's share each by
+        itself; operations and bytes per second of this machine; and peak memory in bytes.
 
     Raises:
         InputError: an unknown shipped pair.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as runs:
         paths = {"student": case.pair}
         if isinstance(case.pair, RandomPair):
-            paths = write_random_pair(case.pair, Path(folder) / "pair")
-        config = TrainConfig.preset("tiny", "tgpo", **paths, **case.settings).with_changes(
-            steps=warmup_steps + steps,
-            evaluate_every=0,
-            evaluation_prompts=1,
-            gradient_terms_every=0,
-            checkpoint_every=warmup_steps + steps,
-            **changes,
-        )
-        bare_config = config.with_changes(measured_positions=1, output=f"{folder}/bare")
-        bare = train(bare_config, show_progress=False).metrics.iloc[warmup_steps:-1]  # the last row is no step
-        whole = train(config.with_changes(output=f"{folder}/whole"), show_progress=False).metrics.iloc[warmup_steps:-1]
-        memory = peak_memory()
-        pair = load_pair(config.student, config.teacher, device="cuda" if torch.cuda.is_available() else "cpu")
-        prompt = _mean_prompt_length(config, pair)
+            paths = paths_of(folder or Path(runs))
+            if folder is None:
+                in_own_process(write_random_pair, case.pair, Path(runs), precision=case.config().precision)
+        count = warmup_steps + steps
+        config = case.config(**paths, **changes, steps=count, checkpoint_every=count)
+        bare_config = config.with_changes(measured_positions=1, output=f"{runs}/bare")
+        bare, bare_memory = in_own_process(_run, bare_config, warmup_steps)
+        whole, whole_memory = in_own_process(_run, config.with_changes(output=f"{runs}/whole"), warmup_steps)
+        student, teacher, prompt = _models_and_prompt(config)
 
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokens, response = float(bare["tokens"].median()), round(bare["length"].median())
-    work = work_of_step(pair.student, pair.teacher, config.prompts_per_step, config.group_size, prompt, response)
-    rates = MatrixRates(pair.student.device)
-    own_shapes = {phase: rates.floor_of_own_shapes(work[phase]) for phase in PHASES}
+    batch = config.prompts_per_step, config.group_size, prompt, response
+    work = work_of_step(student, teacher, *batch)
+    dtype = getattr(torch, config.precision)
+    rates = MatrixRates(device, dtype)
+    bytes_read, bytes_per_second = bytes_of_sampling(student, *batch, dtype), bandwidth(device)
+    byte_floor = {"sample": bytes_read / bytes_per_second}
+    own_shapes = {phase: max(rates.floor_of_own_shapes(work[phase]), byte_floor.get(phase, 0)) for phase in PHASES}
+    floors = {phase: max(rates.floor(work[phase]), byte_floor.get(phase, 0)) for phase in PHASES}
     timed = {phase: bare[f"seconds_{phase}"] for phase in PHASES}
     timed["step"] = bare[[f"seconds_{phase}" for phase in (*PHASES, "reward")]].sum(axis=1)
     timed["measured step"] = whole[[f"seconds_{phase}" for phase in (*PHASES, "reward", "measure")]].sum(axis=1)
     rows = {}
     for name, seconds in timed.items():
         counted = [name] if name in PHASES else list(PHASES)
-        floor = sum(rates.floor(work[phase]) for phase in counted)
-        floor_own = sum(own_shapes[phase] for phase in counted)
+        floor, floor_own = (sum(of_phase[phase] for phase in counted) for of_phase in (floors, own_shapes))
         median = float(seconds.median())
         rows[name] = {
             "seconds": median,
@@ -190,25 +100,57 @@ def measure_case(case: Case, *, steps: int, warmup_steps: int, **changes: object
     return {
         "case": case.name,
         "config": config.as_dict(),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
         "prompt_tokens": prompt,
         "response_tokens": response,
         "steps": steps,
         "rows": rows,
-        "rates": {"square": rates.square, "best": rates.best},
-        **memory,
+        "sampling": {
+            "tokens_per_second": rows["sample"]["tokens_per_second"],
+            "bytes": bytes_read,
+            "byte_floor_seconds": byte_floor["sample"],
+            "ratio_to_byte_floor": rows["sample"]["seconds"] / byte_floor["sample"],
+            "operation_floor_seconds": rates.floor(work["sample"]),
+        },
+        "update": utilisation(work, rows["update"]["seconds"], rates.best, config.gradient_checkpointing),
+        "teacher_share": float((timed["teacher"] / timed["step"]).median()),
+        "rates": {"square": rates.square, "best": rates.best, "bytes_per_second": bytes_per_second},
+        **{name: max(size, whole_memory[name]) if size else None for name, size in bare_memory.items()},
     }
 
 
-def measure_in_own_process(case: Case, **options: object) -> dict[str, object]:
-    """:func:`measure_case` in a fresh process, so that peak memory is the case's own."""
+def utilisation(work: dict[str, Work], seconds: float, rate: float, checkpointing: bool) -> dict[str, float]:
+    """Shares of the measured matrix rate that an update reaches.
+
+    Args:
+        work: of :func:`tgpo_lab.operations.work_of_step`.
+        seconds: of the update.
+        rate: operations per second.
+        checkpointing: whether it computes the layers' forward pass twice.
+
+    Returns:
+        ``model_utilisation`` by the operations of the formula (three times the forward pass, nothing twice), and
+        ``hardware_utilisation`` with the recomputation of gradient checkpointing, which is the same without it.
+    """
+    model = work["update"].operations
+    hardware = model + (work["recomputation"].operations if checkpointing else 0)
+    return {"model_utilisation": model / seconds / rate, "hardware_utilisation": hardware / seconds / rate}
+
+
+def in_own_process(function: Callable[..., Result], *arguments: object, **options: object) -> Result:
+    """Call a function in a fresh process, so that memory and GPU are its own and free again afterwards."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as executor:
-        return executor.submit(measure_case, case, **options).result()
+        return executor.submit(function, *arguments, **options).result()
 
 
 def peak_memory() -> dict[str, int | None]:
     """Most memory that this process has held, in bytes: resident, and on the GPU if there is one."""
     if sys.platform == "win32":
         resident = psutil.Process().memory_info().peak_wset
+    elif sys.platform == "linux":
+        # Not getrusage's: a new process starts there with what its parent held when it was forked.
+        lines = Path("/proc/self/status").read_text().splitlines()
+        resident = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
     else:
         import resource  # does not exist on Windows
 
@@ -217,6 +159,18 @@ def peak_memory() -> dict[str, int | None]:
     return {"peak_resident_bytes": resident, "peak_gpu_bytes": gpu}
 
 
-def _mean_prompt_length(config: TrainConfig, pair: Pair) -> int:
-    prompts = load_prompts(config.dataset or pair.prompts, **config.prompt_options)["train"]["prompt"]
-    return round(sum(map(len, pair.encode(list(prompts)))) / len(prompts))
+def _run(config: TrainConfig, warmup_steps: int) -> tuple[pd.DataFrame, dict[str, int | None]]:
+    """Metrics of the steps that count, and peak memory. What was written is removed: the next run needs the room."""
+    metrics = train(config, show_progress=False).metrics
+    shutil.rmtree(config.output)
+    return metrics.iloc[warmup_steps:-1], peak_memory()  # the last row is no step
+
+
+def _models_and_prompt(config: TrainConfig) -> tuple[PreTrainedModel, PreTrainedModel, int]:
+    """Both models without weights, and the mean number of tokens of a prompt."""
+    student, teacher, prompts = config.student, config.teacher, config.dataset
+    if teacher is None:
+        student, teacher, prompts = pair_paths(student)
+    texts = list(load_prompts(prompts, **config.prompt_options)["train"]["prompt"])
+    encoded = config.prompt_format.encode(load_tokenizer(student), texts)
+    return load_without_weights(student), load_without_weights(teacher), round(sum(map(len, encoded)) / len(encoded))

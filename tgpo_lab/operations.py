@@ -10,8 +10,15 @@ output layer of H·V left out) and W = Σ over layers of heads × head width:
     update  = 3·[forward(B, P + T − 1, 0) + 2·B·T·H·V]      once forward, twice as much backward
 
 A prompt is read once for all its samples, but once for each of its rows by teacher and update; the
-last token of a response is never read. Normalisation, softmax, drawing, the optimiser and every
-access to memory count as free: operations divided by the rate are a floor that no program reaches.
+last token of a response is never read. Grouped key-value heads make the layers' products smaller, not
+attention, whose W is of the queries. Normalisation, softmax, drawing, the optimiser and every access
+to memory count as free: operations divided by the rate are a floor that no program reaches.
+
+An update's model-FLOP utilisation is these operations / (its seconds × the measured rate), so 1 over
+how many times its floor it takes. Gradient checkpointing computes the layers' forward pass again,
+which these operations do not count and the hardware's utilisation does:
+
+    recomputation = forward(B, P + T − 1, 0)
 
 The rate is the best one measured, on a large square product or on one of the models' own. Small
 products are slower on any machine, so a second floor takes each product at the rate of its own shape.
@@ -19,19 +26,22 @@ products are slower on any machine, so a second floor takes each product at the 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel
 
+from .loop.clock import Clock
+
 PHASES = ("sample", "teacher", "update")
 """Phases of a step that operations are counted for."""
-SQUARE = 2048
+SQUARE, SQUARE_ON_GPU = 2048, 8192
 """Side of the large square product whose rate is measured."""
-LONGEST_TIMED = 4096
+LONGEST_TIMED, LONGEST_TIMED_ON_GPU = 4096, 8192
 """Longest side of the products that are timed: beyond it the rate stays the same."""
+CALLS_ON_GPU = 10
+"""Products between two waits for a GPU, so that the wait is no part of the rate."""
 
 
 @dataclass(frozen=True)
@@ -82,9 +92,14 @@ def work_of_step(
         group_size: samples for each prompt.
         prompt: tokens of a prompt (P).
         response: tokens of a response (T).
+
+    Returns:
+        Work of each of :data:`PHASES`, and under ``recomputation`` what the update does once more under gradient
+        checkpointing.
     """
     rows = prompts * group_size
-    reading = _forward(student, rows * (prompt + response - 1), 1) + _output(student, rows * response, 1)
+    layers = _forward(student, rows * (prompt + response - 1), 1)
+    reading = layers + _output(student, rows * response, 1)
     attention = _attention(student, rows, prompt + response - 1, 0)
     return {
         "sample": Work(
@@ -98,6 +113,7 @@ def work_of_step(
             _attention(teacher, rows, prompt + response - 1, 0),
         ),
         "update": Work(reading + [back for product in reading for back in product.backward()], 3 * attention),
+        "recomputation": Work(layers, attention),
     }
 
 
@@ -119,12 +135,21 @@ def _attention(model: PreTrainedModel, rows: int, new: int, before: int) -> int:
 
 
 class MatrixRates:
-    """Measured float32 operations per second of matrix products, each shape measured once."""
+    """Measured operations per second of matrix products, each shape measured once."""
 
-    def __init__(self, device: str | torch.device = "cpu"):
-        self._device = torch.device(device)
+    def __init__(self, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32):
+        """Measure on a device.
+
+        Args:
+            device: where.
+            dtype: of both factors and of the result.
+        """
+        self._device, self._dtype = torch.device(device), dtype
+        on_gpu = self._device.type == "cuda"
+        self._longest, self._calls = (LONGEST_TIMED_ON_GPU, CALLS_ON_GPU) if on_gpu else (LONGEST_TIMED, 1)
         self._known: dict[tuple[int, int, int], float] = {}
-        self.square = self.rate(Product(SQUARE, SQUARE, SQUARE))
+        side = SQUARE_ON_GPU if on_gpu else SQUARE
+        self.square = self.rate(Product(side, side, side))
 
     @property
     def best(self) -> float:
@@ -133,14 +158,15 @@ class MatrixRates:
 
     def rate(self, product: Product) -> float:
         """Operations per second: the best of several runs."""
-        shape = tuple(min(side, LONGEST_TIMED) for side in (product.rows, product.inner, product.columns))
+        shape = tuple(min(side, self._longest) for side in (product.rows, product.inner, product.columns))
         if shape not in self._known:
             rows, inner, columns = shape
-            left, right = (torch.randn(size, device=self._device) for size in ((rows, inner), (columns, inner)))
-            result = torch.empty(rows, columns, device=self._device)  # fresh memory would be timed as well
+            options = {"device": self._device, "dtype": self._dtype}
+            left, right = (torch.randn(size, **options) for size in ((rows, inner), (columns, inner)))
+            result = torch.empty(rows, columns, **options)  # fresh memory would be timed as well
             times: list[float] = []
-            while len(times) < 4 or sum(times) < 0.05:
-                times.append(self._timed(lambda: torch.mm(left, right.t(), out=result)))
+            while len(times) < 4 or sum(times) * self._calls < 0.05:
+                times.append(seconds_of(lambda: torch.mm(left, right.t(), out=result), self._device, self._calls))
             self._known[shape] = 2 * rows * inner * columns / min(times)
         return self._known[shape]
 
@@ -152,9 +178,11 @@ class MatrixRates:
         """Seconds that the work takes with each product at the rate of its own shape."""
         return sum(p.operations / self.rate(p) for p in work.products) + work.attention / self.best
 
-    def _timed(self, call: Callable[[], object]) -> float:
-        start = time.perf_counter()
+
+def seconds_of(call: Callable[[], object], device: torch.device, calls: int = 1) -> float:
+    """Seconds that one call takes, the device's work included; the mean of ``calls`` that follow one another."""
+    clock = Clock(device)
+    clock.start()
+    for _ in range(calls):
         call()
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter() - start
+    return clock.lap() / calls

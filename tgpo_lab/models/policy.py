@@ -31,7 +31,7 @@ def response_hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor
 
 
 def positions_at_once(vocabulary_size: int, device: torch.device) -> int:
-    """How many positions to project at a time: 512 MB of logits on a GPU; on a CPU 8 MB, for its cache, or 512 positions.
+    """How many positions to project at a time: 512 MB of logits on a GPU; on a CPU 8 MB for its cache, or 512 of them.
 
     Fewer positions make slow products, and read and write the whole output layer once more. In trials on two cores
     (float32, forward and backward) 512 positions took 0.98, 0.98 and 0.95 of the time of 256 at V = 2,048, 8,192 and
