@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tgpo_lab import benchmark
 from tgpo_lab.bandwidth import bandwidth, bytes_of_sampling
-from tgpo_lab.benchmark import in_own_process, measure_case, peak_memory, utilisation
+from tgpo_lab.benchmark import floor_of_sampling, in_own_process, measure_case, peak_memory, utilisation
 from tgpo_lab.benchmark_cases import CASES, ENGINES, Case, require_memory_and_disk
 from tgpo_lab.cli import bench
 from tgpo_lab.doctor.memory_estimate import shape_of
@@ -60,6 +60,22 @@ def test_operations_equal_a_count_by_hand():
     assert work["teacher"].operations == 2 * reading + output
     assert work["update"].operations == 3 * (reading + output)
     assert work["recomputation"].operations == reading  # the output layer is not computed twice
+
+
+def test_shared_prompts_are_read_once():
+    """The same step: 3 prompts of 2 tokens, contexts 1 and 2, and 6 rows of T − 1 = 2 tokens, contexts 3 and 4."""
+    models = tiny_model(), tiny_model(layers=2)
+    batch = {"prompts": 3, "group_size": 2, "prompt": 2, "response": 3}
+    work = work_of_step(*models, **batch, sharing=("teacher", "update"))
+    weights, output = 160, 6 * 3 * 2 * 4 * 10
+    reading = (3 * 2 + 6 * 2) * 2 * weights + 4 * 4 * (3 * (1 + 2) + 6 * (3 + 4))
+    assert work["teacher"].operations == 2 * reading + output
+    assert work["update"].operations == 3 * (reading + output)
+    assert work["recomputation"].operations == reading
+    alone = work_of_step(*models, **batch, sharing=("teacher",))
+    assert alone["teacher"].operations == work["teacher"].operations < alone["update"].operations
+    assert alone["update"].operations == work_of_step(*models, **batch)["update"].operations
+    assert alone["sample"].operations == work["sample"].operations
 
 
 def test_grouped_heads_make_products_smaller_and_attention_not():
@@ -212,9 +228,13 @@ def test_a_small_case_is_measured_through_the_loop(in_this_process):
         assert row["floor_seconds"] <= row["floor_of_own_shapes_seconds"]
 
 
-def test_the_floor_of_sampling_is_the_larger_one_of_operations_and_bytes(in_this_process, monkeypatch):
-    for speed in (1e3, 1e30):  # bytes a second: so slow that only they count, so fast that they do not
+def test_the_floor_of_sampling(in_this_process, monkeypatch):
+    """On a GPU the larger one of operations and bytes; on a CPU, whose cache may hold all bytes, of operations."""
+    assert [floor_of_sampling(torch.device("cuda"), 2.0, reading) for reading in (1.0, 3.0)] == [2.0, 3.0]
+    assert [floor_of_sampling(torch.device("cpu"), 2.0, reading) for reading in (1.0, 3.0)] == [2.0, 2.0]
+    for speed in (1e3, 1e30):  # bytes a second
         monkeypatch.setattr(benchmark, "bandwidth", lambda device, speed=speed: speed)
+        monkeypatch.setattr(benchmark, "floor_of_sampling", lambda device, *seconds: max(seconds))  # as on a GPU
         result = measure_case(CASE, steps=1, warmup_steps=1)
         sampling, floor = result["sampling"], result["rows"]["sample"]["floor_seconds"]
         assert sampling["byte_floor_seconds"] == sampling["bytes"] / speed

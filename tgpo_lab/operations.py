@@ -6,11 +6,13 @@ output layer of H·V left out) and W = Σ over layers of heads × head width:
 
     forward(rows, new, before) = 2·rows·new·M + 4·rows·W·Σ_{i=1…new} (before + i)
     sample  =  forward(p, P, 0) + forward(B, T − 1, P) + 2·B·T·H·V
-    teacher =  forward(B, P + T − 1, 0) + 2·B·T·H·V         with the teacher's M, W and H
-    update  = 3·[forward(B, P + T − 1, 0) + 2·B·T·H·V]      once forward, twice as much backward
+    teacher =  reading + 2·B·T·H·V         with the teacher's M, W and H
+    update  = 3·[reading + 2·B·T·H·V]      once forward, twice as much backward
+    reading =  forward(B, P + T − 1, 0), or forward(p, P, 0) + forward(B, T − 1, P)
 
-A prompt is read once for all its samples, but once for each of its rows by teacher and update; the
-last token of a response is never read. Grouped key-value heads make the layers' products smaller, not
+Sampling reads a prompt once for all its samples. So do teacher and update where they can
+(:mod:`tgpo_lab.models.shared_prompts`), and otherwise once for each of its rows; the last token of a
+response is never read. Grouped key-value heads make the layers' products smaller, not
 attention, whose W is of the queries. Normalisation, softmax, drawing, the optimiser and every access
 to memory count as free: operations divided by the rate are a floor that no program reaches.
 
@@ -18,7 +20,7 @@ An update's model-FLOP utilisation is these operations / (its seconds × the mea
 how many times its floor it takes. Gradient checkpointing computes the layers' forward pass again,
 which these operations do not count and the hardware's utilisation does:
 
-    recomputation = forward(B, P + T − 1, 0)
+    recomputation = reading
 
 The rate is the best one measured, on a large square product or on one of the models' own. Small
 products are slower on any machine, so a second floor takes each product at the rate of its own shape.
@@ -26,7 +28,7 @@ products are slower on any machine, so a second floor takes each product at the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 import torch
@@ -81,7 +83,14 @@ class Work:
 
 
 def work_of_step(
-    student: PreTrainedModel, teacher: PreTrainedModel, prompts: int, group_size: int, prompt: int, response: int
+    student: PreTrainedModel,
+    teacher: PreTrainedModel,
+    prompts: int,
+    group_size: int,
+    prompt: int,
+    response: int,
+    *,
+    sharing: Collection[str] = (),
 ) -> dict[str, Work]:
     """Work of one step by phase, for dense decoder models whose layers are made of ``torch.nn.Linear``.
 
@@ -92,15 +101,25 @@ def work_of_step(
         group_size: samples for each prompt.
         prompt: tokens of a prompt (P).
         response: tokens of a response (T).
+        sharing: which of ``teacher`` and ``update`` read a prompt once for all its samples.
 
     Returns:
         Work of each of :data:`PHASES`, and under ``recomputation`` what the update does once more under gradient
         checkpointing.
     """
     rows = prompts * group_size
-    layers = _forward(student, rows * (prompt + response - 1), 1)
-    reading = layers + _output(student, rows * response, 1)
-    attention = _attention(student, rows, prompt + response - 1, 0)
+
+    def reading(model: PreTrainedModel, shared: bool) -> Work:
+        if not shared:
+            length = prompt + response - 1
+            return Work(_forward(model, rows * length, 1), _attention(model, rows, length, 0))
+        return Work(
+            _forward(model, prompts * prompt + rows * (response - 1), 1),
+            _attention(model, prompts, prompt, 0) + _attention(model, rows, response - 1, prompt),
+        )
+
+    of_teacher, of_update = reading(teacher, "teacher" in sharing), reading(student, "update" in sharing)
+    forward = of_update.products + _output(student, rows * response, 1)
     return {
         "sample": Work(
             _forward(student, prompts * prompt, 1)
@@ -108,12 +127,9 @@ def work_of_step(
             + _output(student, rows, response),
             _attention(student, prompts, prompt, 0) + _attention(student, rows, response - 1, prompt),
         ),
-        "teacher": Work(
-            _forward(teacher, rows * (prompt + response - 1), 1) + _output(teacher, rows * response, 1),
-            _attention(teacher, rows, prompt + response - 1, 0),
-        ),
-        "update": Work(reading + [back for product in reading for back in product.backward()], 3 * attention),
-        "recomputation": Work(layers, attention),
+        "teacher": Work(of_teacher.products + _output(teacher, rows * response, 1), of_teacher.attention),
+        "update": Work(forward + [back for product in forward for back in product.backward()], 3 * of_update.attention),
+        "recomputation": of_update,
     }
 
 
