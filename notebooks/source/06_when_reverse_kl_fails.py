@@ -544,17 +544,17 @@ plots.plot_runs(
 )
 
 # %% tags=["nbval-ignore-output"]
-for step in (96, 112):
+for step in (76, 112):
     print(f"after {step} steps")
     show_responses(load_model(RUNS / "far-fragile" / "checkpoints" / f"step-{step:06d}", torch.float32, "cpu"))
 
 # %% [markdown]
-# This is the textbook failure, and in length it looks like what the paper reports; the gradient norm rises to about three times
-# what it was. Read it in order. After a
-# long stall the student comes upon `<think>`, around step 95: agreement rises, the divergence falls. Then it loses it again, and
-# in between the gradient norm is at its highest. In the end responses grow to the limit and none is right. And look at
-# *agreement*: it goes up a second time, the divergence comes down again, and the gradient norm is *small*. The student has found
-# prefixes that the teacher has never seen, and on which it calls likely what the student writes. The loss is being minimised.
+# This is the textbook failure, and in length it looks like what the paper reports; the gradient norm rises to about four times
+# what it was. Read it in order. After a long stall the student comes upon `<think>`, around step 77: agreement rises, the
+# divergence falls. Then it loses it again, and in between the gradient norm is at its highest. In the end responses grow to the
+# limit and none is right. And look at *agreement*: it goes up a second time, the divergence comes down again, and the gradient
+# norm is *small*. The student has found prefixes that the teacher has never seen, and on which it calls likely what the student
+# writes. The loss is being minimised.
 #
 # **One seed of three.** This one is shown because it collapses. The others are not shown: when this was written, seed 0 escaped, by way
 # of `<think>` at the very beginning, and was right on 0.84 of 64 held-out prompts after 150 steps; seed 1 had not moved after 140.

@@ -655,7 +655,7 @@ print(f"of {len(opened)} responses {opened.float().mean():.2f} open with <think>
 
 # %% [markdown]
 # Before: the same disagreements everywhere, at the opening, at digits and at the end. After: every response shown works the sum
-# out. But only about three in ten *open* with `<think>`. The others still begin tersely, give a guess, and then open `<think>` where
+# out. But only about a third *open* with `<think>`. The others still begin tersely, give a guess, and then open `<think>` where
 # they used to end: that is what the teacher proposed there, and it is why responses were longer. It is the way round that reverse
 # KL found in [06](06_when_reverse_kl_fails.ipynb), found several times sooner, and nearly as many of these are right. Guidance taught what
 # to do at the prefixes that the student wrote, the odd ones included. [09](09_is_the_teacher_right.ipynb) has a version of TGPO that

@@ -553,14 +553,14 @@ for name, result in {**runs, "trust horizon, on far": on_far}.items():
 # open so, their prefixes are the teacher's own, the horizon moves out, and in the end nearly everything is guided.
 # No nonsense is taught on the way.
 #
-# The confidence gate goes the way of no gate: most positions guided, the same long confusion, perhaps a few steps
-# less of it. On the three seeds tried it was first at one half or above at steps 40, 25 and 25, where no gate took
-# 40, 30 and 30 and the trust horizon 20, 20 and 20.
+# The confidence gate goes the way of no gate: most positions guided, the same confusion, but some ten steps less of
+# it. On the three seeds tried it was first at one half or above at steps 30, 25 and 25, where no gate took 40, 30 and
+# 30 and the trust horizon 20, 20 and 20.
 #
 # On *far* the horizon cost nothing to be seen in this run: it took away seven positions of eight, and learned as
 # soon as plain TGPO in 08, and then faster. What it took away there taught little: tokens that the student would
 # have written anyhow, and digits that nobody can know. It took away one that taught something, the `<think>` after
-# a complete answer. In 08 that led to responses with two answers: at step 40 seven in ten still began tersely and opened
+# a complete answer. In 08 that led to responses with two answers: at step 40 two in three still began tersely and opened
 # `<think>` at the end. Here nearly all open with it:
 
 # %% tags=["nbval-ignore-output"]
