@@ -28,7 +28,7 @@ import torch
 import tyro
 from accelerate import Accelerator
 from kept_results import RESULTS, keep_results
-from loss_runs import LOSSES, earlier_runs, table, with_run
+from loss_runs import earlier_runs, table, with_run
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tgpo_lab.batch import Batch
@@ -66,6 +66,8 @@ class Options:
     """As in a training run: bfloat16 for products and for the teacher."""
     versions: tuple[Literal["chunks", "plain"], ...] = ("chunks", "plain")
     """chunks: positions a few at a time, as in the training loop. plain: the logits of all positions at once."""
+    losses: tuple[Literal["tgpo", "exact-rkl"], ...] = ("tgpo", "exact-rkl")
+    """tgpo: of two tokens at each position. exact-rkl: of the whole distributions."""
     output: Path = OWN_FILE
     """Where the numbers go, beside those of other options. At the default place, the table goes into README.md too."""
 
@@ -220,8 +222,8 @@ def main(options: Options) -> None:
     """Run the comparisons and write the results."""
     runs = earlier_runs(options.output)  # before anything is measured in vain
     settings = {name: value for name, value in asdict(options).items() if name != "output"}
-    settings["versions"] = list(options.versions)  # as JSON has it
-    comparisons = [compare(loss, options) for loss in LOSSES]
+    settings |= {name: list(getattr(options, name)) for name in ("versions", "losses")}  # as JSON has it
+    comparisons = [compare(loss, options) for loss in options.losses]
     runs = with_run(runs, {"comparisons": comparisons, "options": settings, **provenance()})
     keep_results({"runs": runs}, table(runs), options.output, OWN_FILE, "loss table")
 

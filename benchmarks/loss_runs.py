@@ -45,7 +45,7 @@ def peak_by_proportion(loss: str, run: dict[str, object], runs: list[dict[str, o
     """
 
     def setting(one: dict[str, object]) -> dict[str, object]:
-        free = ("tokens", "repeats", "versions")
+        free = ("tokens", "repeats", "versions", "losses")
         return {key: value for key, value in one["options"].items() if key not in free} | {"device": one["device"]}
 
     peaks = {
