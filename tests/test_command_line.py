@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from tgpo_lab.cli import COMMANDS
 from tgpo_lab.cli.evaluate import EvaluateOptions
@@ -66,7 +67,10 @@ def test_the_help_of_evaluate_names_every_option(command):
 
 def test_the_help_of_measure_names_every_option(command):
     _, printed, _ = command("pairs", "measure", "--help")
-    assert flags_in(printed) == {"help", "dataset", "count", "max-new-tokens", "reward", "seed", "output"}
+    assert flags_in(printed) == {
+        "help", "dataset", "dataset-config", "prompt-column", "answer-column", "answer-after", "prompt-template",
+        "chat-template", "system-prompt", "count", "max-new-tokens", "reward", "seed", "device", "precision", "output",
+    }  # fmt: skip
     assert "STUDENT" in printed.upper() and "TEACHER" in printed.upper()
 
 
@@ -236,6 +240,38 @@ def test_evaluate_prints_accuracy_length_and_truncation(command, pair_flags, loa
     status, printed, error = command("evaluate", *pair_flags, "--model", model, "--max-new-tokens", 9)
     assert (status, error) == (0, "")
     assert printed == f"accuracy {found.accuracy:.4f}  length {found.length:.1f}  truncated {found.truncated:.4f}\n"
+
+
+def test_evaluate_in_bfloat16_loads_the_weights_so_and_no_teacher(command, pair_flags, monkeypatch):
+    """Not the weights of the one that does not answer: a teacher of 30 billion would fill the memory in vain."""
+    from tgpo_lab.models import pairs
+
+    loaded = []
+    load = pairs.load_model
+    monkeypatch.setattr(
+        pairs, "load_model", lambda path, dtype, *rest, **o: loaded.append(dtype) or load(path, dtype, *rest, **o)
+    )
+    status, printed, error = command("evaluate", *pair_flags, "--max-new-tokens", 9, "--precision", "bfloat16")
+    assert (status, error) == (0, "") and printed.startswith("accuracy ")
+    assert loaded == [torch.bfloat16]
+    command("evaluate", *pair_flags, "--max-new-tokens", 9, "--model", "teacher")
+    assert loaded[1:] == [torch.float32] * 2
+
+
+def test_evaluate_and_measure_refuse_a_device_that_is_not_there(command, pair_flags):
+    for words in (["evaluate", *pair_flags], ["pairs", "measure", *pair_flags[1:4:2], *pair_flags[4:]]):
+        status, printed, error = command(*words, "--device", "cuda:99")
+        assert status == 2 and "There is no device 'cuda:99' here" in printed + error
+
+
+def test_measure_reads_prompts_as_training_does(command, pair_flags, tmp_path):
+    """gsm8k's form: other columns, the answer after a mark, text around the prompt."""
+    rows = [{"question": f"w{i} w{i + 1}", "solution": f"because #### {i}"} for i in range(2, 5)]
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["--dataset", tmp_path / "asked.jsonl", "--prompt-column", "question", "--answer-column", "solution",
+               "--answer-after", "####", "--prompt-template", "w9 {prompt}", "--max-new-tokens", 4]  # fmt: skip
+    status, printed, error = command("pairs", "measure", *pair_flags[1:4:2], *options, "--precision", "bfloat16")
+    assert (status, error) == (0, "") and "3 held-out prompts" in printed
 
 
 def test_evaluate_prints_pass_at_k_and_responses(command, pair_flags, loaded):

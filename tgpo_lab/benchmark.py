@@ -3,8 +3,8 @@
 What is timed is :func:`tgpo_lab.training.train` itself, by the clock that it writes to its metrics. Each
 case is trained twice: with almost no positions measured, for the step alone, and with as many as by
 default, for the step as a user has it; each time in a process of its own, whose memory is its own. The first
-steps are dropped, the others give medians. The floor of sampling is the larger one of that which operations
-set and that which bytes do (:mod:`tgpo_lab.bandwidth`).
+steps are dropped, the others give medians. On a GPU the floor of sampling is the larger one of that which
+operations set and that which bytes do (:mod:`tgpo_lab.bandwidth`).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +15,7 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..evaluation import evaluate, pair_prompts
 from ..models.pairs import Pair, load_model, load_pair
+from ..parallel.placement import require_device, usual_device
 from ..runs import latest_checkpoint, read_config
 from ..sampling.engine import OwnEngine
 from ..tasks.prompt_format import PromptFormat
@@ -70,6 +71,10 @@ class EvaluateOptions:
     """Print so many responses."""
     seed: int = 0
     """Decides the samples."""
+    device: str | None = None
+    """Where the model computes, such as cuda:1 or cpu; left out, on a GPU if there is one."""
+    precision: Literal["float32", "bfloat16"] | None = None
+    """Of its weights: float32, or as the run has it, if left out."""
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -116,13 +121,22 @@ def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, Trai
     """The pair, the model that answers, and the configuration of the run, if it is of one."""
     if options.run is not None and options.model == "teacher":
         raise InputError("--run evaluates the run's student; leave --model teacher out.")
-    if options.run is None:
+    device = require_device(options.device or usual_device())
+    config = None if options.run is None else read_config(Path(options.run))
+    dtype = getattr(torch, options.precision or (config.precision if config else "float32"))
+    # The teacher's weights only where it answers itself.
+    where = {"device": device, "dtype": dtype, "student_dtype": dtype,
+             "teacher_device": None if options.model == "teacher" else "meta"}  # fmt: skip
+    if config is None:
         form = PromptFormat(options.chat_template, options.system_prompt, options.prompt_template)
-        pair = load_pair(options.student, options.teacher, prompt_format=form)
+        pair = load_pair(options.student, options.teacher, prompt_format=form, **where)
         return pair, pair.student if options.model == "student" else pair.teacher, None
-    config = read_config(Path(options.run))
-    pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format, **config.position_options)
-    return pair, load_model(latest_checkpoint(Path(options.run)), torch.float32, "cpu"), config
+    where["device"] = "cpu"  # the student before training, which the trained one replaces
+    pair = load_pair(
+        config.student, config.teacher, prompt_format=config.prompt_format, **where, **config.position_options
+    )
+    trained = load_model(latest_checkpoint(Path(options.run)), dtype, device)
+    return replace(pair, student=trained), trained, config
 
 
 def _prompts(options: EvaluateOptions, pair: Pair, config: TrainConfig | None) -> Dataset:

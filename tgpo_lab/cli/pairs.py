@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Literal
 
+import torch
 import tyro
 
 from ..diagnostics.pair_card import card_markdown, measure_pair, require_room_to_measure
@@ -13,7 +15,9 @@ from ..errors import InputError
 from ..evaluation import pair_prompts
 from ..files import require_writable_folder, write_json, write_text
 from ..models.pairs import DATA, load_pair, shipped_pairs
+from ..parallel.placement import require_device, usual_device
 from ..provenance import provenance
+from ..tasks.prompt_format import PromptFormat
 from ..tasks.prompts import load_prompts
 from ..tasks.rewards import reward_function
 
@@ -35,10 +39,19 @@ def measure(
     student: tyro.conf.Positional[str],
     teacher: tyro.conf.Positional[str | None] = None,
     dataset: str | None = None,
+    dataset_config: str | None = None,
+    prompt_column: str = "prompt",
+    answer_column: str = "answer",
+    answer_after: str | None = None,
+    prompt_template: str = "{prompt}",
+    chat_template: tyro.conf.FlagCreatePairsOff[bool] = False,
+    system_prompt: str | None = None,
     count: int = 128,
     max_new_tokens: int = 80,
     reward: str = "marked_answer",
     seed: int = 0,
+    device: str | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
     output: Path | None = None,
 ) -> int:
     """Measure a pair before training: divergence, and how reliable the teacher is on the student's prefixes.
@@ -47,18 +60,33 @@ def measure(
         student: A shipped pair's name, or the student's folder or hub name.
         teacher: The teacher's folder or hub name; left out for a shipped pair.
         dataset: Folder or file with prompts, or a hub name; left out, the pair's own.
+        dataset_config: Which configuration of a dataset that has several.
+        prompt_column: Column with the prompt text.
+        answer_column: Column with the right answer.
+        answer_after: The right answer is what stands after the last such mark in its column.
+        prompt_template: Text around every prompt; {prompt} stands for it.
+        chat_template: Put prompts into the chat template of the student's tokenizer.
+        system_prompt: System message of that chat.
         count: Number of prompts.
         max_new_tokens: Responses are cut after so many tokens.
         reward: How a response is judged, as in training: marked_answer, last_number, package.module:function, …
         seed: Decides the samples.
+        device: Where both models compute, such as cuda:1 or cpu; left out, on a GPU if there is one.
+        precision: Of their weights.
         output: Folder to write card.json and README.md to.
     """
     for name, value in (("count", count), ("max_new_tokens", max_new_tokens)):
         if value < 1:
             raise InputError(f"{name} must be 1 or more, but is {value}.")
     reward_function(reward)
-    pair = load_pair(student, teacher)
-    splits = load_prompts(dataset) if dataset is not None else None
+    where, dtype = require_device(device or usual_device()), getattr(torch, precision)
+    form = PromptFormat(chat_template, system_prompt, prompt_template)
+    pair = load_pair(student, teacher, device=where, dtype=dtype, student_dtype=dtype, prompt_format=form)
+    splits = None
+    if dataset is not None:
+        splits = load_prompts(
+            dataset, prompt_column, answer_column, answer_after=answer_after, dataset_config=dataset_config
+        )
     prompts = splits["test" if "test" in splits else "train"] if splits is not None else pair_prompts(pair, "test")
     prompts = prompts.select(range(min(count, len(prompts))))
     require_room_to_measure(pair, prompts, max_new_tokens)  # before a folder is made
@@ -97,8 +125,6 @@ def build(
         rename: Name of the pair that is built; needed where a dial is turned.
         threads: Processor threads. Another number, or another processor, rounds differently, so weights can differ.
     """
-    import torch
-
     from ..tiny_world.building import build_and_measure
     from ..tiny_world.recipes import PAIR_RECIPES, dialled
 

@@ -36,7 +36,7 @@ def is_known_decoder(model: PreTrainedModel) -> bool:
     """Whether :func:`read_layer` computes what this model's own forward pass does."""
     return (
         type(model) in _KNOWN_MODELS
-        and getattr(model.config, "rope_parameters", {}).get("rope_type") in _FIXED_ROTATIONS
+        and (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") in _FIXED_ROTATIONS
         and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)  # no sliding window
         and model.device.type != "meta"  # an offloaded weight is there only while its module is called
     )

@@ -18,6 +18,11 @@ def device_of(model: PreTrainedModel) -> torch.device:
     return model.get_output_embeddings().weight.device
 
 
+def usual_device() -> str:
+    """Where models compute if nobody says where: on a GPU if there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def require_device(name: str | torch.device) -> torch.device:
     """The device of that name.
 
