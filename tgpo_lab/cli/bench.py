@@ -25,7 +25,8 @@ class BenchOptions:
     """Time full training steps of TGPO: sampling, teacher, update.
 
     The floor is the time that the floating-point operations of a step take at the best rate that this machine reaches
-    in the same run and in the case's precision; on a GPU, what the bytes of sampling take at its bandwidth if that is more.
+    in the same run and in the case's precision; on a GPU it is what the bytes of sampling take at its bandwidth where
+    that is more.
     "× own" compares with a floor that takes every matrix product at the rate of its own shape.
     """
 
