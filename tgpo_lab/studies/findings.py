@@ -24,7 +24,8 @@ What the studies of tgpo_lab have measured. This page is made by `tgpo-lab study
 goes on with one that is not complete.
 
 All of it is about tiny models that add up numbers ([how the pairs came about](../README.md#pairs)). It says what
-happens there, not what happens with large models.
+happens there, not what happens with large models. No study has been run on a GPU, nor with students of tens of
+millions of weights.
 
 *Collapsed* means: held-out accuracy had been 20 % or more and ended at half of its largest value or below; or half of
 the last responses ran into the token limit; or numbers stopped being finite. A student that starts at 3 % and never
