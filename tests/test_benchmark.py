@@ -223,10 +223,11 @@ def test_vllm_takes_its_share_of_the_memory_there_is(share, programs):
         require_memory_and_disk(CASES["small"], runs=programs + 1, **machine)
 
 
-def test_a_missing_vllm_is_told_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_missing_vllm_is_told_before_anything_is_written(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("tgpo_lab.benchmark.in_own_process", lambda *arguments, **options: pytest.fail("It began."))
     with pytest.raises(InputError, match="vLLM is not installed"):
-        measure_case(CASES["small"], steps=1, warmup_steps=1, folder=tmp_path / "never", **ENGINES["vllm"])
+        measure_case(CASES["small"], steps=1, warmup_steps=1, **ENGINES["vllm"])
 
 
 # ── Measuring ────────────────────────────────────────────────────────────────────────────────────
