@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import tyro
+from bad_input import require_at_least, run_script
 from kept_results import RESULTS, keep_results
 from programs import DISTILLATION, GRPO, LOOP, LOOP_MEASURING
 from trl_tables import CAVEAT, tables
@@ -34,9 +34,9 @@ from trl_tables import CAVEAT, tables
 from tgpo_lab.allocation_errors import is_out_of_memory
 from tgpo_lab.benchmark import in_own_process, measure_case
 from tgpo_lab.benchmark_cases import CASES, ENGINES, Case, require_memory_and_disk
-from tgpo_lab.errors import InputError
 from tgpo_lab.provenance import provenance
 from tgpo_lab.random_pair import write_random_pair
+from tgpo_lab.sampling.vllm_engine import require_vllm
 
 PROGRAMS = Path(__file__).with_name("programs.py")
 
@@ -78,6 +78,10 @@ class Options:
     output: Path | None = None
     """A JSON file for the numbers. Left out, they go to results/against_trl.json, those of real cases to
     results/real_pairs.json, and the tables into README.md."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "rounds", "trial_rounds")
+        require_at_least(0, self, "warmup_rounds")
 
     def turns_of(self, case: str) -> str:
         """How the programs of a case take turns."""
@@ -197,12 +201,14 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
-def require_room(options: Options) -> None:
-    """Refuse what the machine cannot hold, before anything is written.
+def require_engine_and_room(options: Options) -> None:
+    """Refuse what the machine cannot sample with or hold, before anything is written.
 
     Raises:
-        InputError: memory or disk is too small for a case.
+        InputError: vLLM is wanted and missing, or memory or disk is too small for a case.
     """
+    if options.engine == "vllm":
+        require_vllm()
     for case in options.cases:
         together = 2 + len(options.trainers) if options.turns_of(case) == "step" else 1
         require_memory_and_disk(CASES[case], runs=together, **ENGINES[options.engine])
@@ -223,7 +229,7 @@ def measure(case: Case, options: Options) -> tuple[list[dict], list[dict]]:
 
 def main(options: Options) -> None:
     """Run the comparisons and write the results."""
-    require_room(options)
+    require_engine_and_room(options)
     measured = {case: measure(CASES[case], options) for case in options.cases}
     places = {
         "table": (RESULTS / "against_trl.json", [case for case in options.cases if case not in REAL]),
@@ -248,7 +254,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Options))
-    except InputError as error:
-        sys.exit(f"against_trl.py: {error}")
+    run_script(main, Options)

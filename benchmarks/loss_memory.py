@@ -14,6 +14,7 @@ new run replaces the one of the same.
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -25,13 +26,16 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
 from accelerate import Accelerator
+from bad_input import require_at_least, run_script
 from kept_results import RESULTS, keep_results
 from loss_runs import earlier_runs, table, with_run
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from tgpo_lab.allocation_errors import is_out_of_memory
 from tgpo_lab.batch import Batch
+from tgpo_lab.benchmark import peak_memory
+from tgpo_lab.errors import RunError
 from tgpo_lab.loop.allocator import keep_freed_memory
 from tgpo_lab.loop.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.losses import policy_gradient_loss, reverse_kl
@@ -70,6 +74,10 @@ class Options:
     """tgpo: of two tokens at each position. exact-rkl: of the whole distributions."""
     output: Path = OWN_FILE
     """Where the numbers go, beside those of other options. At the default place, the table goes into README.md too."""
+
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "student_width", "teacher_width", "tokens", "repeats")
+        require_at_least(2, self, "vocabulary_size", "rows")  # the prompt's token has id 1; rewards differ by row
 
 
 @dataclass(frozen=True)
@@ -185,28 +193,41 @@ def start_counting(device: torch.device) -> int:
 
 def peak(device: torch.device) -> int:
     """Most bytes in use since counting began."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated()
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
+    return peak_memory()["peak_gpu_bytes" if device.type == "cuda" else "peak_resident_bytes"]
+
+
+def print_measured(version: str, loss: str, options: Options) -> None:
+    """Measure, and print what was found as a line of JSON: null where memory ran out."""
+    try:
+        found = asdict(measure(version, loss, options))
+    except (RuntimeError, OSError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        found = None
+    print(json.dumps(found))
 
 
 # ── Comparison ───────────────────────────────────────────────────────────────────────────────────
 
 
 def compare(loss: str, options: Options) -> dict[str, object]:
-    """The versions of one loss."""
+    """The versions of one loss.
+
+    Raises:
+        RunError: a process failed for another reason than memory; with the last lines of its errors.
+    """
     entries = {}
     for version in options.versions:
         with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
             json.dump(asdict(options) | {"output": str(options.output)}, file)
             file.flush()
-            run = subprocess.run(
-                [sys.executable, __file__, version, loss, file.name], stdout=subprocess.PIPE, text=True, check=False
-            )
-        if run.returncode:
-            entries[version] = None  # out of memory, most likely: said on the error output
+            command = [sys.executable, __file__, version, loss, file.name]
+            run = subprocess.run(command, capture_output=True, text=True, check=False)
+        if run.returncode == -signal.SIGKILL:  # so Linux ends a process when memory runs out
+            entries[version] = None
             continue
+        if run.returncode:
+            raise RunError(f"{version}, {loss}: ended with status {run.returncode}:\n{run.stderr[-4000:]}")
         entries[version] = json.loads(run.stdout.splitlines()[-1])
     found = {"loss": loss, "versions": entries}
     if all(entries.get(version) for version in VERSIONS):
@@ -231,6 +252,6 @@ def main(options: Options) -> None:
 if __name__ == "__main__":
     if len(sys.argv) == 4 and sys.argv[1] in VERSIONS:
         stored = json.loads(Path(sys.argv[3]).read_text())
-        print(json.dumps(asdict(measure(sys.argv[1], sys.argv[2], Options(**stored)))))
+        print_measured(sys.argv[1], sys.argv[2], Options(**stored))
     else:
-        main(tyro.cli(Options))
+        run_script(main, Options)

@@ -156,6 +156,7 @@ def sampling_of(engine: str, case: Case) -> dict[str, object]:
         "use_vllm": True,
         "vllm_mode": "colocate",
         "vllm_gpu_memory_utilization": config.vllm_memory_share,
+        "vllm_enable_sleep_mode": config.vllm_sleep,
         "vllm_max_model_length": case.pair.prompt_tokens + config.max_new_tokens,
     }
 
@@ -171,4 +172,7 @@ def main(name: str, case: str, engine: str, folder: str, micro_batch_rows: str) 
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 6:
+        print("usage: python benchmarks/programs.py NAME CASE ENGINE FOLDER MICRO_BATCH_ROWS", file=sys.stderr)
+        sys.exit(2)
     main(*sys.argv[1:])

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import tyro
+from bad_input import require_at_least, run_script
 from kept_results import RESULTS, keep_results
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
@@ -30,7 +30,7 @@ from tgpo_lab.operations import seconds_of
 from tgpo_lab.provenance import provenance
 from tgpo_lab.sampling.engine import Engine, OwnEngine
 from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
-from tgpo_lab.sampling.vllm_engine import VLLMEngine
+from tgpo_lab.sampling.vllm_engine import VLLMEngine, require_vllm
 
 OWN_FILE = RESULTS / "sampling.json"
 SAMPLES_PER_PROMPT = 4
@@ -70,6 +70,9 @@ class Options:
     """Where the numbers go. At the default place the table goes into README.md as well."""
 
     def __post_init__(self) -> None:
+        require_at_least(
+            1, self, "intermediate_size", "layers", "vocabulary", "prompt_tokens", "response_tokens", "rounds"
+        )
         for name, value, parts, what in (
             ("rows", self.rows, SAMPLES_PER_PROMPT, "the samples of a prompt"),
             ("hidden_size", self.hidden_size, self.heads, "heads"),
@@ -116,6 +119,8 @@ def table(result: dict[str, object]) -> str:
 
 def main(options: Options) -> None:
     """Measure, and write the results."""
+    if "vllm" in options.paths:
+        require_vllm()  # before anything is measured in vain
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -166,4 +171,4 @@ def main(options: Options) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options))
+    run_script(main, Options)

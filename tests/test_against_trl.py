@@ -86,6 +86,15 @@ def test_programs_are_in_memory_together_or_one_after_the_other(folder, options,
     assert [line.split()[0] for line in (folder / "log").read_text().splitlines()] == expected
 
 
+def test_trl_takes_a_step_of_a_real_case_when_told_to(tmp_path):
+    pytest.importorskip("trl", reason="needs the extra trl")
+    write_random_pair(CASES["real-small"].pair, tmp_path, precision="bfloat16")
+    taken = steps_of({GRPO: 4}, "real-small", "default", tmp_path, Options(rounds=1, warmup_rounds=0))
+    (step,) = taken[GRPO]
+    assert step["seconds"] > 0
+    assert step["peak_resident_bytes"] > 2**27
+
+
 def test_the_loop_takes_steps_of_a_real_case_when_told_to(tmp_path):
     case = CASES["real-small"]
     write_random_pair(case.pair, tmp_path, precision="bfloat16")

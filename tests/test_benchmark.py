@@ -169,7 +169,8 @@ def test_real_cases_are_trained_as_told():
         assert config.micro_batch_tokens * 2 == rows * (case.pair.prompt_tokens + config.max_new_tokens)
     assert not CASES["real-small"].config(gradient_checkpointing=False).gradient_checkpointing
     assert CASES["real-small"].config(**ENGINES["compiled"]).compile_decoding
-    assert CASES["real-small"].config(**ENGINES["vllm"]).engine == "vllm"
+    vllm = CASES["real-small"].config(**ENGINES["vllm"])
+    assert (vllm.engine, vllm.vllm_sleep) == ("vllm", True)
     assert bench.BenchOptions().cases == ("tiny", "small", "larger")
 
 
@@ -210,6 +211,23 @@ def test_memory_is_that_of_all_programs_held_at_once():
     with pytest.raises(InputError, match=r"for each of 40 programs, .* hold one program at a time"):
         require_memory_and_disk(case, runs=40, available_memory=2 * 10**9, free_disk=10**12)
     require_memory_and_disk(CASES["tiny"], available_memory=0, free_disk=0)  # a shipped pair is not estimated
+
+
+@pytest.mark.parametrize("share, programs", [(0.3, 3), (0.2, 4)])
+def test_vllm_takes_its_share_of_the_memory_there_is(share, programs):
+    # So many programs fit and no more: beside that share each needs little of 100 GB.
+    machine = {"available_memory": 10**11, "free_disk": 10**12, **ENGINES["vllm"], "vllm_memory_share": share}
+    require_memory_and_disk(CASES["small"], runs=programs, **machine)
+    needed = rf"about {100 * share:.0f}\.\d GB of .* for each of {programs + 1} programs, but there are 100\.0 GB"
+    with pytest.raises(InputError, match=needed):
+        require_memory_and_disk(CASES["small"], runs=programs + 1, **machine)
+
+
+def test_a_missing_vllm_is_told_before_anything_is_written(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("tgpo_lab.benchmark.in_own_process", lambda *arguments, **options: pytest.fail("It began."))
+    with pytest.raises(InputError, match="vLLM is not installed"):
+        measure_case(CASES["small"], steps=1, warmup_steps=1, **ENGINES["vllm"])
 
 
 # ── Measuring ────────────────────────────────────────────────────────────────────────────────────

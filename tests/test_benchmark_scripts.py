@@ -22,6 +22,13 @@ def kept_results(monkeypatch):
     sys.modules.pop("kept_results")
 
 
+def run_script(script, *arguments, **variables):
+    return subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / script, *arguments], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **variables},
+    )  # fmt: skip
+
+
 def test_a_table_takes_the_place_of_the_one_before_and_only_from_the_own_file(tmp_path, monkeypatch, kept_results):
     readme, own, text = tmp_path / "README.md", tmp_path / "results" / "own.json", "# Märkte\n{}\nMore.\n"
     block = "<!-- {0} table: start -->\n{1}\n<!-- {0} table: end -->"
@@ -37,11 +44,10 @@ def test_a_table_takes_the_place_of_the_one_before_and_only_from_the_own_file(tm
 
 def test_sampling_beside_its_floor(tmp_path):
     before, output = README.read_bytes(), tmp_path / "sampling.json"
-    run = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "sampling.py", "--hidden-size", "16", "--intermediate-size", "24",
-         "--layers", "1", "--heads", "4", "--key-value-heads", "2", "--vocabulary", "64", "--rows", "4",
-         "--prompt-tokens", "2", "--response-tokens", "3", "--note", "Tried on a Sunday.", "--output", output],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}, capture_output=True, text=True,
+    run = run_script(
+        "sampling.py", "--hidden-size", "16", "--intermediate-size", "24", "--layers", "1", "--heads", "4",
+        "--key-value-heads", "2", "--vocabulary", "64", "--rows", "4", "--prompt-tokens", "2", "--response-tokens", "3",
+        "--note", "Tried on a Sunday.", "--output", output,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     result = json.loads(output.read_text(encoding="utf-8"))
@@ -59,3 +65,44 @@ def test_sampling_beside_its_floor(tmp_path):
         assert entry["times_the_floor"] == pytest.approx(median / result["floor_seconds"])
     assert "say nothing about a GPU. Tried on a Sunday." in run.stdout and result["versions"]["torch"]
     assert README.read_bytes() == before
+
+
+# ── What cannot work ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def without_vllm(tmp_path):
+    """A folder on the path whose sitecustomize hides an installed vLLM."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\n"
+        "u.find_spec = lambda name, *rest: None if name == 'vllm' else find(name, *rest)\n"
+    )
+    return f"{tmp_path}{os.pathsep}{ROOT}"
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("sampling.py", ["--rows", "3"], "rows must be a multiple of the samples of a prompt (4), but is 3."),
+        ("sampling.py", ["--rounds", "0"], "rounds must be 1 or more, but is 0."),
+        ("sampling.py", ["--paths", "growing", "vllm"], "engine is vllm, but vLLM is not installed: pip install "),
+        ("against_trl.py", ["--rounds", "0"], "rounds must be 1 or more, but is 0."),
+        ("against_trl.py", ["--cases", "small", "--engine", "vllm"], "engine is vllm, but vLLM is not installed: pip "),
+        ("loss_memory.py", ["--repeats", "0"], "repeats must be 1 or more, but is 0."),
+        ("loss_memory.py", ["--tokens", "0"], "tokens must be 1 or more, but is 0."),
+        ("loss_memory.py", ["--vocabulary-size", "1"], "vocabulary_size must be 2 or more, but is 1."),
+        ("loss_memory.py", ["--output", README], f"{README} holds no runs of this benchmark. Give another --output"),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(script, arguments, said, without_vllm):
+    before = README.read_bytes()
+    run = run_script(script, *arguments, PYTHONPATH=without_vllm)
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr.startswith(f"{script}: {said}") and run.stderr.count("\n") == 1
+    assert README.read_bytes() == before
+
+
+def test_programs_say_what_they_are_called_with():
+    run = run_script("programs.py", "--help")
+    assert run.returncode == 2 and run.stdout == ""
+    assert run.stderr == "usage: python benchmarks/programs.py NAME CASE ENGINE FOLDER MICRO_BATCH_ROWS\n"

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.diagnostics.logprob_noise import response_logprobs
-from tgpo_lab.errors import InputError
+from tgpo_lab.errors import InputError, RunError
 from tgpo_lab.metrics import read_rows
 from tgpo_lab.models.lora import add_adapters
 from tgpo_lab.models.pairs import load_pair
@@ -195,7 +195,19 @@ def test_a_response_that_did_not_end_is_not_taken(pair, vllm, monkeypatch):
         return output
 
     monkeypatch.setattr(vllm.LLM, "_complete", aborted)
-    with pytest.raises(RuntimeError, match="ended by abort"):
+    sentence = (
+        r"^vLLM gave 18 of 18 responses back, ended by abort; expected .*; checkpoints .* go on from the last one"
+    )
+    with pytest.raises(RunError, match=sentence):
+        sampled(engine, pair)
+
+
+def test_what_is_cached_of_older_weights_is_not_sampled_with(pair, vllm, monkeypatch):
+    engine = VLLMEngine(pair.student, max_length=40, precision="float32")
+    monkeypatch.setattr(vllm.LLM, "reset_prefix_cache", lambda self: False)
+    with pytest.raises(
+        RunError, match=r"^vLLM did not drop its prefix cache, .*; checkpoints .* go on from the last one"
+    ):
         sampled(engine, pair)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tgpo_lab.errors import InputError
+from tgpo_lab.errors import InputError, RunError
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "benchmarks" / "loss_memory.py"
@@ -49,6 +49,34 @@ def test_the_loss_in_chunks_takes_a_fifth_of_the_memory_of_whole_logits_and_give
     few, many = (comparison["versions"]["chunks"]["peak_bytes"] for comparison in (run["comparisons"][0], many))
     assert many - few < 0.5 * 4 * 8 * TOKENS * VOCABULARY
     assert printed.count(f"GiB from the run at {TOKENS} tokens |") == 1
+
+
+def test_tensors_larger_than_any_memory_did_not_fit(tmp_path):
+    sizes = ("--vocabulary-size", "64", "--student-width", "8", "--teacher-width", "8", "--tokens", str(10**14))
+    (run,), printed = run_script(tmp_path / "measured.json", *sizes, "--losses", "tgpo", "--versions", "plain")
+    assert run["comparisons"] == [{"loss": "tgpo", "versions": {"plain": None}}]
+    assert "| TGPO | plain | did not fit |" in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the benchmark is one of Linux")
+def test_a_process_that_failed_otherwise_is_no_lack_of_memory(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    loss_memory = importlib.import_module("loss_memory")
+    monkeypatch.setattr(loss_memory, "__file__", str(tmp_path / "child.py"))
+    options = loss_memory.Options(versions=("chunks",))
+    (tmp_path / "child.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert loss_memory.compare("tgpo", options) == {"loss": "tgpo", "versions": {"chunks": None}}
+    (tmp_path / "child.py").write_text("import sys; sys.exit('No such file.')")
+    with pytest.raises(RunError, match=r"^chunks, tgpo: ended with status 1:\s+No such file\."):
+        loss_memory.compare("tgpo", options)
+
+
+@pytest.mark.parametrize("sizes", [{"rows": 1}, {"vocabulary_size": 1}, {"repeats": 0}, {"tokens": 0}, {"rows": -2}])
+def test_nothing_is_measured_of_too_little(monkeypatch, sizes):
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    ((name, value),) = sizes.items()
+    with pytest.raises(InputError, match=rf"^{name} must be \d or more, but is {value}\.$"):
+        importlib.import_module("loss_memory").Options(**sizes)
 
 
 # ── Several runs in one file, with numbers made up ───────────────────────────────────────────────

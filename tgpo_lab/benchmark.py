@@ -29,6 +29,7 @@ from .config import TrainConfig
 from .models.pairs import load_tokenizer, load_without_weights, pair_paths
 from .operations import PHASES, MatrixRates, Work, work_of_step
 from .random_pair import RandomPair, paths_of, write_random_pair
+from .sampling.vllm_engine import require_vllm
 from .tasks.prompts import load_prompts
 from .training import train
 
@@ -53,8 +54,10 @@ def measure_case(
         itself; operations and bytes per second of this machine; and peak memory in bytes.
 
     Raises:
-        InputError: an unknown shipped pair.
+        InputError: an unknown shipped pair, or vLLM is wanted and missing; nothing is written before.
     """
+    if case.config(**changes).engine == "vllm":
+        require_vllm()
     with tempfile.TemporaryDirectory() as runs:
         paths = {"student": case.pair}
         if isinstance(case.pair, RandomPair):

@@ -17,7 +17,7 @@ from .random_pair import RandomPair, Shape
 ENGINES: dict[str, dict[str, object]] = {
     "own": {},
     "compiled": {"compile_decoding": True},
-    "vllm": {"engine": "vllm"},
+    "vllm": {"engine": "vllm", "vllm_sleep": True},
 }
 """Ways to sample, as fields of :class:`tgpo_lab.config.TrainConfig`."""
 
@@ -106,7 +106,7 @@ def require_memory_and_disk(
     Args:
         case: what is to be timed.
         runs: so many runs of it are in memory at once.
-        available_memory: bytes; by default all of the GPU's, or what is free on a CPU.
+        available_memory: bytes, of which vLLM takes its share; by default all of the GPU's, or what is free on a CPU.
         free_disk: bytes; by default those free where temporary files go.
         changes: further fields of :class:`tgpo_lab.config.TrainConfig`.
 
@@ -126,7 +126,12 @@ def require_memory_and_disk(
     config = case.config(**changes)
     student, teacher = (shape_of(configuration) for configuration in case.pair.configurations().values())
     one = estimate_memory(
-        config, student, teacher, prompt_tokens=case.pair.prompt_tokens, device="cuda" if on_gpu else "cpu"
+        config,
+        student,
+        teacher,
+        prompt_tokens=case.pair.prompt_tokens,
+        device="cuda" if on_gpu else "cpu",
+        card=available_memory,
     ).total
     if runs * one > available_memory:
         raise InputError(

@@ -25,12 +25,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..parallel.sharding import whole
 from ..rollouts import Rollouts
 
 SUPPORTED = ((0, 31), (0, 32))
 """Versions of vLLM: from the first on, before the second."""
+TO_GO_ON = "checkpoints written so far are whole: go on from the last one, or begin anew with engine set to own."
 
 
 def require_vllm() -> None:
@@ -120,7 +121,11 @@ class VLLMEngine:
 
     @contextmanager
     def load_weights(self) -> Iterator[None]:
-        """Hand the student's weights over, wake up for the time of the context."""
+        """Hand the student's weights over, wake up for the time of the context.
+
+        Raises:
+            RunError: vLLM kept what it had cached of the older weights.
+        """
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
             if self._sleep:
                 self._llm.wake_up(tags=["weights"])
@@ -128,7 +133,10 @@ class VLLMEngine:
             if self._sleep:
                 self._llm.wake_up(tags=["kv_cache"])
             if not self._llm.reset_prefix_cache():
-                raise RuntimeError("vLLM did not drop its prefix cache, which belongs to older weights.")
+                raise RunError(
+                    f"vLLM did not drop its prefix cache, which belongs to older weights, so nothing was sampled; "
+                    f"{TO_GO_ON}"
+                )
         try:
             yield
         finally:
@@ -151,7 +159,7 @@ class VLLMEngine:
         """See :class:`tgpo_lab.sampling.engine.Engine`. Each prompt has a seed of its own, drawn from the generator.
 
         Raises:
-            RuntimeError: vLLM gave a response back that had not ended.
+            RunError: vLLM gave too few responses back, or one that had not ended.
         """
         from vllm import SamplingParams
 
@@ -189,9 +197,9 @@ class VLLMEngine:
             c.finish_reason not in ("stop", "length") for c in completions
         ):
             reasons = sorted({str(c.finish_reason) for c in completions})
-            raise RuntimeError(
+            raise RunError(
                 f"vLLM gave {len(completions)} of {len(prompts) * samples_per_prompt} responses back, ended by "
-                f"{', '.join(reasons)}; expected stop and length."
+                f"{', '.join(reasons)}; expected stop and length; {TO_GO_ON}"
             )
         lengths = torch.tensor([len(c.token_ids) for c in completions])
         mask = torch.arange(int(lengths.max())) < lengths.unsqueeze(-1)
