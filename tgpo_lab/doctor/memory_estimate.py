@@ -26,6 +26,8 @@ counts:
                        next one's weights, ·4.
     teacher pass       as the update, without a backward pass: one layer
     optimizer step     on a GPU, where AdamW takes all weights at once: T·4/F for the root of the second moments
+    loading            under FSDP, where every process loads the whole student before it is shared out: P·s − P·s/F.
+                       The teacher is there already, but neither gradients nor moments nor vLLM
 
 In the first three, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps its
 converted weights. Rows are those that are written at once, of a step or of the held-out prompts, by one process: its
@@ -231,6 +233,9 @@ def estimate_memory(
     largest = max(phases, key=lambda phase: sum(phase.values()) + _fragments(phase))
     for name, size in largest.items():
         parts[name] = parts.get(name, 0) + size
+    whole = student.weights * stored
+    loading = {"student": parts["student"], "teacher": parts["teacher"], "loading": whole - parts["student"]}
+    parts = max(parts, loading, key=lambda moment: sum(moment.values()) + _fragments(moment))
     if device.type == "cuda":
         parts["context"] = CONTEXT
     parts["fragments"] = _fragments(parts)

@@ -83,6 +83,7 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         if config.lora_rank:
             load_adapters(pair.student, checkpoint)
         else:
+            del pair.student  # before there is another: the device may have room for one
             pair.student = load_model(checkpoint, torch.float32, device)
     else:
         processes.first_alone(start_run, config)
