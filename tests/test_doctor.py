@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sys
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.diagnostics import logprob_noise
+from tgpo_lab.doctor import diagnose as doctor
 from tgpo_lab.doctor import pair_checks
 from tgpo_lab.doctor.diagnose import diagnose
 from tgpo_lab.errors import InputError
@@ -31,9 +33,12 @@ FINE = {"tokenizers", "chat template", "memory", "disk", "vocabulary", "end toke
 def examine(tiny_config, tmp_path):
     """A function that examines the random pair with some settings changed; nothing is written."""
 
-    def run(device="cpu", available_memory=None, **changes):
+    def run(device="cpu", available_memory=None, processes=1, sharded=False, **changes):
         before = sorted(tmp_path.rglob("*"))
-        found = diagnose(tiny_config(tmp_path, **changes), prompts=4, device=device, available_memory=available_memory)
+        found = diagnose(
+            tiny_config(tmp_path, **changes), prompts=4, device=device, available_memory=available_memory,
+            processes=processes, sharded=sharded,
+        )  # fmt: skip
         assert sorted(tmp_path.rglob("*")) == before
         return found
 
@@ -297,8 +302,6 @@ def test_too_few_prompts_for_a_step_are_warned_about(examine):
 
 
 def test_prompts_longer_than_the_memory_was_estimated_for(examine, monkeypatch):
-    from tgpo_lab.doctor import diagnose as doctor
-
     monkeypatch.setattr(doctor, "USUAL_PROMPT", 5)
     assert "The longest prompt has 6 tokens; the memory was estimated for 5" in texts(examine(), "warning", "prompts")
 
@@ -415,11 +418,35 @@ def test_memory_that_does_not_suffice_is_refused_before_anything_is_loaded(exami
     assert texts(examine(available_memory=2 * needed), "ok", "memory")
 
 
+def test_a_machine_too_small_for_its_offloaded_teachers_is_refused(examine, random_pair, monkeypatch):
+    """As on a machine with four GPUs."""
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+        for folder in (random_pair.student, random_pair.teacher)
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    large = {"device": "cuda", "available_memory": 10**12}
+    memory = namedtuple("memory", "total")
+
+    def level(total: int, **changes) -> list[str]:
+        monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: memory(total))
+        findings = examine(**large, **changes).findings
+        return [f.level for f in findings if f.subject == "machine's memory"]
+
+    # Four bytes a weight of the teacher; of eight processes four are here. Under FSDP twelve a weight of the student.
+    assert level(4 * teacher - 1, teacher_offload=True) == ["refused"]
+    assert level(4 * teacher, teacher_offload=True) == ["warning"]
+    assert level(5 * teacher, teacher_offload=True) == ["ok"]
+    assert level(4 * 4 * teacher - 1, teacher_offload=True, processes=8) == ["refused"]
+    assert level(4 * 4 * teacher, teacher_offload=True, processes=8) == ["warning"]
+    shared = {"teacher_offload": True, "processes": 4, "sharded": True}
+    assert level(4 * 4 * teacher + 12 * student - 1, **shared) == ["refused"]
+    assert level(4 * 4 * teacher + 12 * student, **shared) == ["warning"]
+    assert level(12 * student - 1, processes=4, sharded=True) == ["refused"]
+    assert level(1) == []
+
+
 def test_a_disk_that_is_too_small_is_refused(examine, monkeypatch):
-    from collections import namedtuple
-
-    from tgpo_lab.doctor import diagnose as doctor
-
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**5))
     found = examine()

@@ -34,7 +34,15 @@ from ..tasks.rewards import last_number
 from ..teachers.sources import open_cache
 from .diagnosis import Diagnosis
 from .memory_advice import Advice, memory_advice
-from .memory_estimate import USUAL_PROMPT, MemoryEstimate, Shape, checkpoint_bytes, estimate_memory, shape_of
+from .memory_estimate import (
+    USUAL_PROMPT,
+    MemoryEstimate,
+    Shape,
+    checkpoint_bytes,
+    estimate_memory,
+    machine_bytes,
+    shape_of,
+)
 from .pair_checks import (
     check_chat_template,
     check_divergence,
@@ -106,6 +114,9 @@ def _examine(
     shapes = _shapes(found, str(student_path), str(teacher_path))
     if shapes is not None:
         _check_memory(found, config, shapes, device, available_memory, processes, sharded)
+        if device.type == "cuda":
+            here = min(processes, max(1, torch.cuda.device_count()))  # the others are on other machines
+            _check_machine(found, config, shapes, here, sharded)
         _check_disk(found, config, shapes[0])
     if found.status == 2:
         return
@@ -202,6 +213,22 @@ def _check_memory(
         )  # fmt: skip
     level, change = _fullness(found.memory.total, available, _advised(advice))
     found.add(level, "memory", text, change)
+
+
+def _check_machine(
+    found: Diagnosis, config: TrainConfig, shapes: tuple[Shape, Shape], processes: int, sharded: bool
+) -> None:
+    parts = machine_bytes(config, *shapes, processes=processes, sharded=sharded)
+    if not parts:
+        return
+    needed, total = sum(parts.values()), psutil.virtual_memory().total
+    change = "Take a machine with more memory"
+    change += ", or --no-teacher-offload --teacher-server ADDRESS." if config.teacher_offload else "."
+    level, change = _fullness(needed, total, change)
+    named = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    whose = f"the {processes} processes" if processes > 1 else "the process"
+    text = f"{_size(needed)} of {_size(total)}, beside the GPU's own, for {whose} on this machine: {named}."
+    found.add(level, "machine's memory", text, change)
 
 
 def _advised(advice: list[Advice]) -> str:

@@ -252,6 +252,27 @@ def _same_device(name: str | None, device: torch.device) -> bool:
     return (other.type, other.index or 0) == (device.type, device.index or 0)
 
 
+def machine_bytes(
+    config: TrainConfig, student: Shape, teacher: Shape, *, processes: int = 1, sharded: bool = False
+) -> dict[str, int]:
+    """Bytes by part in the memory of a machine, beside that of its GPUs: N·P·b of an offloaded teacher, which each
+    process keeps there; under FSDP P·12 of the student, whose weights and moments the first gathers for a checkpoint.
+
+    Args:
+        config: the run.
+        student: its shape.
+        teacher: its shape.
+        processes: N, those on this machine.
+        sharded: whether FSDP shares the student out.
+    """
+    product = 2 if config.precision == "bfloat16" else 4
+    parts = {
+        "offloaded teacher": processes * teacher.weights * product if config.teacher_offload else 0,
+        "gathered for a checkpoint": student.weights * 12 if sharded else 0,
+    }
+    return {name: size for name, size in parts.items() if size}
+
+
 def checkpoint_bytes(config: TrainConfig, student: Shape) -> int:
     """Bytes on disk of one checkpoint: weights or adapters, and two moments in float32."""
     trained = student.linear * config.lora_rank if config.lora_rank else student.weights
