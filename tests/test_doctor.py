@@ -1,20 +1,27 @@
 """The examination before training: every warning and refusal is caused on a small pair."""
 
+import importlib.util
 import json
 import re
 import shutil
+import sys
+from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import AddedToken, processors
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.diagnostics import logprob_noise
+from tgpo_lab.doctor import diagnose as doctor
 from tgpo_lab.doctor import pair_checks
 from tgpo_lab.doctor.diagnose import diagnose
+from tgpo_lab.errors import InputError
+from tgpo_lab.loop import requirements
+from tgpo_lab.methods.tgpo import TGPO
 from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.training import train
 
@@ -26,9 +33,12 @@ FINE = {"tokenizers", "chat template", "memory", "disk", "vocabulary", "end toke
 def examine(tiny_config, tmp_path):
     """A function that examines the random pair with some settings changed; nothing is written."""
 
-    def run(device="cpu", available_memory=None, **changes):
+    def run(device="cpu", available_memory=None, processes=1, sharded=False, **changes):
         before = sorted(tmp_path.rglob("*"))
-        found = diagnose(tiny_config(tmp_path, **changes), prompts=4, device=device, available_memory=available_memory)
+        found = diagnose(
+            tiny_config(tmp_path, **changes), prompts=4, device=device, available_memory=available_memory,
+            processes=processes, sharded=sharded,
+        )  # fmt: skip
         assert sorted(tmp_path.rglob("*")) == before
         return found
 
@@ -82,6 +92,74 @@ def test_a_pair_that_works_is_looked_at_from_all_sides(examine):
 def test_what_the_doctor_passes_can_be_trained(examine, tiny_config, tmp_path):
     assert examine().status < 2
     assert train(tiny_config(tmp_path), show_progress=False).completed
+
+
+def unknown_architecture(folder: Path, random_pair) -> str:
+    """A GPT-2 with the random pair's tokenizer: neither compiled decoding nor Liger knows its layers."""
+    tokenizer = AutoTokenizer.from_pretrained(random_pair.student)
+    shape = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 128, "vocab_size": 2048}
+    ends = {"bos_token_id": tokenizer.eos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("gpt2", **shape, **ends)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+REFUSED_BY_TRAINING = {
+    "no vLLM": ({"engine": "vllm"}, "vLLM is not installed"),
+    "vLLM on a CPU": ({"engine": "vllm"}, "tied to the embeddings"),
+    "compiled decoding": ({"compile_decoding": True, "student": "GPT-2"}, "the student is a GPT2LMHeadModel"),
+    "fused kernels": ({"fused_kernels": True, "student": "GPT-2"}, "whose architecture is gpt2"),
+    "guiding tokens": ({"method": TGPO(guidance="top_k", guidance_top_k=100_000)}, "(100000) cannot exceed the tokens"),
+    "a run in the folder": ({"output": "taken"}, "already holds a run"),
+    "a folder below a file": ({"output": "file/run"}, "Cannot write to the folder"),
+    "a cache below a file": ({"teacher_cache": "file/cache", "method": "sft"}, "teacher_cache: Cannot write"),
+    "no prompts": ({"dataset": None}, "brings no prompts"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED_BY_TRAINING)
+def test_what_training_refuses_the_doctor_refuses_with_the_same_sentence(
+    what, tiny_config, tmp_path, random_pair, monkeypatch
+):
+    changes, said = REFUSED_BY_TRAINING[what]
+    (tmp_path / "file").touch()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "config.json").touch()
+    changes = {key: str(tmp_path / v) if key in ("output", "teacher_cache") else v for key, v in changes.items()}
+    if changes.get("student") == "GPT-2":
+        changes["student"] = unknown_architecture(tmp_path / "gpt2", random_pair)
+    if what == "no vLLM":
+        find = importlib.util.find_spec
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "vllm" else find(name))
+    elif what == "vLLM on a CPU":  # one that is installed
+        monkeypatch.syspath_prepend(str(Path(__file__).parent / "stand_in_vllm"))
+        monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    elif what == "fused kernels":  # as if there were a GPU
+        pytest.importorskip("liger_kernel")
+        monkeypatch.setattr(requirements, "require_fused_kernels", lambda device: None)
+    config = tiny_config(tmp_path, **changes)
+    before = sorted(tmp_path.rglob("*"))
+    found = diagnose(config, prompts=2, card_tokens=4, device="cpu")
+    assert sorted(tmp_path.rglob("*")) == before
+    with pytest.raises(InputError, match=re.escape(said)) as refusal:
+        train(config, show_progress=False)
+    assert [f.text for f in found.findings if f.level == "refused"] == [str(refusal.value)]
+    sys.modules.pop("vllm", None)
+
+
+def test_a_run_that_goes_on_is_examined_as_one(tiny_config, tmp_path, command):
+    train(tiny_config(tmp_path), show_progress=False)
+    longer = tiny_config(tmp_path, steps=5)
+    assert diagnose(longer, prompts=2, device="cpu", resume=True).status < 2
+    found = diagnose(longer.with_changes(learning_rate=1.0), prompts=2, device="cpu", resume=True)
+    assert "was made with learning_rate" in texts(found, "refused", "output")
+    status, printed, error = command("doctor", "--resume", tmp_path / "run", "--steps", 5)
+    assert status < 2 and not error, printed
+
+
+def test_the_folders_that_a_run_would_make_are_made_to_see_and_removed(examine, tmp_path):
+    found = examine(output=str(tmp_path / "a" / "b" / "run"), teacher_cache=str(tmp_path / "c" / "d"), method="sft")
+    assert found.status < 2
 
 
 def test_the_command_takes_the_options_of_training(command, random_pair, monkeypatch, tmp_path):
@@ -209,7 +287,7 @@ def test_prompts_that_leave_no_room_are_refused(examine):
 
 
 def test_without_prompts_nothing_can_be_trained(examine):
-    assert "No prompts" in examine(dataset=None).findings[-1].text
+    assert "brings no prompts" in examine(dataset=None).findings[-1].text
 
 
 def test_answers_that_the_reward_cannot_read_are_refused(examine, tmp_path):
@@ -224,8 +302,6 @@ def test_too_few_prompts_for_a_step_are_warned_about(examine):
 
 
 def test_prompts_longer_than_the_memory_was_estimated_for(examine, monkeypatch):
-    from tgpo_lab.doctor import diagnose as doctor
-
     monkeypatch.setattr(doctor, "USUAL_PROMPT", 5)
     assert "The longest prompt has 6 tokens; the memory was estimated for 5" in texts(examine(), "warning", "prompts")
 
@@ -342,11 +418,35 @@ def test_memory_that_does_not_suffice_is_refused_before_anything_is_loaded(exami
     assert texts(examine(available_memory=2 * needed), "ok", "memory")
 
 
+def test_a_machine_too_small_for_its_offloaded_teachers_is_refused(examine, random_pair, monkeypatch):
+    """As on a machine with four GPUs."""
+    student, teacher = (
+        AutoModelForCausalLM.from_pretrained(folder).num_parameters()
+        for folder in (random_pair.student, random_pair.teacher)
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    large = {"device": "cuda", "available_memory": 10**12}
+    memory = namedtuple("memory", "total")
+
+    def level(total: int, **changes) -> list[str]:
+        monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: memory(total))
+        findings = examine(**large, **changes).findings
+        return [f.level for f in findings if f.subject == "machine's memory"]
+
+    # Four bytes a weight of the teacher; of eight processes four are here. Under FSDP twelve a weight of the student.
+    assert level(4 * teacher - 1, teacher_offload=True) == ["refused"]
+    assert level(4 * teacher, teacher_offload=True) == ["warning"]
+    assert level(5 * teacher, teacher_offload=True) == ["ok"]
+    assert level(4 * 4 * teacher - 1, teacher_offload=True, processes=8) == ["refused"]
+    assert level(4 * 4 * teacher, teacher_offload=True, processes=8) == ["warning"]
+    shared = {"teacher_offload": True, "processes": 4, "sharded": True}
+    assert level(4 * 4 * teacher + 12 * student - 1, **shared) == ["refused"]
+    assert level(4 * 4 * teacher + 12 * student, **shared) == ["warning"]
+    assert level(12 * student - 1, processes=4, sharded=True) == ["refused"]
+    assert level(1) == []
+
+
 def test_a_disk_that_is_too_small_is_refused(examine, monkeypatch):
-    from collections import namedtuple
-
-    from tgpo_lab.doctor import diagnose as doctor
-
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**5))
     found = examine()

@@ -112,6 +112,16 @@ def test_what_is_largest_decides(situation, wanted):
         assert found[0] in ("--sampling-rows", "--engine")
 
 
+def test_adapters_and_smaller_batches_make_another_run():
+    """Of all that is ever advised: other weights are trained, or on fewer or shorter responses."""
+    another, same = set(), set()
+    for changes in SITUATIONS.values():
+        for one in advised(**changes)[1]:
+            (another if one.another_run else same).update(options([one]))
+    assert another == {"--lora-rank", *BATCH}
+    assert not another & same and {"--precision", "--teacher-offload", "--sampling-rows"} <= same
+
+
 def test_what_is_set_or_cannot_be_is_not_advised():
     _, advice, _ = advised(**SMALL_STEP, **ADAPTED, teacher_offload=True)
     assert not {"--teacher-offload", "--precision", "--lora-rank", "--gradient-checkpointing"} & set(options(advice))

@@ -1,5 +1,7 @@
 """The estimate's phases, engines and processes: each value worked out by hand for a made-up model."""
 
+from dataclasses import replace
+
 import pytest
 
 from tgpo_lab.config import TrainConfig
@@ -155,6 +157,28 @@ def test_fsdp_keeps_what_is_outside_the_layers_gathered_in_the_update():
     assert parts["update"] > 10**10
     # 3·10⁸ weights with gradients; a layer's 7·10⁷ with gradients, and the next one's.
     assert parts["gathered weights"] == 3 * 10**8 * 8 + 7 * 10**7 * 12
+
+
+def test_fsdp_shares_out_only_what_every_process_has_loaded_whole():
+    # A hundred layers of 9.9·10⁷ weights. Of 4·10¹⁰ bytes a sixteenth stays; with as much of gradients and twice as
+    # much of moments, 10¹⁰. The update gathers 8·10⁸ + 1.2·10⁹ bytes, logits are 2.7·10⁹: less than what was loaded.
+    large = replace(MODEL, weights=10**10, layers=100, outside=10**8)
+    config = TrainConfig(
+        engine="vllm", vllm_sleep=True, vllm_memory_share=0.01, prompts_per_step=16, max_new_tokens=10,
+        micro_batch_tokens=1, gradient_checkpointing=True,
+    )  # fmt: skip
+    parts = estimate_memory(config, large, TEACHER, processes=16, sharded=True).parts
+    assert parts == {
+        "student": 25 * 10**8,
+        "teacher": 16 * 10**9,
+        "loading": 375 * 10**8,
+        "context": 2**30,
+        "fragments": parts["fragments"],
+    }
+    assert parts["fragments"] == (25 * 10**8 + 16 * 10**9 + 375 * 10**8 + 2**30) // 10
+    # Over two, gradients and moments are more than the other half; one process alone loads what it keeps.
+    assert "loading" not in estimate_memory(config, large, TEACHER, processes=2, sharded=True).parts
+    assert "loading" not in estimate_memory(config, large, TEACHER, processes=16).parts
 
 
 def test_fsdp_hands_vllm_one_matrix_at_a_time():

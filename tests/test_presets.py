@@ -8,7 +8,7 @@ from published_models import QWEN
 from tgpo_lab.cli.train import parse_training
 from tgpo_lab.config import PRESETS, TrainConfig
 from tgpo_lab.doctor.diagnose import USUAL_PROMPT
-from tgpo_lab.doctor.memory_estimate import estimate_memory, shape_of
+from tgpo_lab.doctor.memory_estimate import estimate_memory, machine_bytes, shape_of
 from tgpo_lab.errors import InputError
 from tgpo_lab.methods import make_method, method_entries
 from tgpo_lab.models.positions import set_positions
@@ -92,6 +92,13 @@ def test_the_papers_setting_can_do_without_vllm_in_small_parts():
     config = TrainConfig.preset("paper", engine="own", vllm_sleep=False)
     assert estimated(config, processes=8, sharded=True).total < 80e9
     assert estimated(config.with_changes(sampling_rows=16), processes=8, sharded=True).total > 80e9
+
+
+def test_the_papers_machine_needs_what_the_readme_says():
+    config = TrainConfig.preset("paper")
+    shapes = [shape_of(QWEN[name]) for name in (config.student, config.teacher)]
+    parts = machine_bytes(config, *shapes, processes=8, sharded=True)
+    assert [round(size / 1e9, 1) for size in parts.values()] == [488.5, 91.4]
 
 
 def test_the_papers_teacher_can_be_put_behind_a_server_instead():

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from safetensors.torch import load_file
 import tgpo_lab
 from tgpo_lab import teacher, training
 from tgpo_lab.errors import InputError
-from tgpo_lab.loop import student_pass
+from tgpo_lab.loop import preparation, student_pass
 from tgpo_lab.loop.stopping import NonFiniteError
 from tgpo_lab.methods import make_method, method_entries
 from tgpo_lab.metrics import METRICS
@@ -357,6 +358,27 @@ def test_a_longer_run_goes_on_where_a_shorter_one_ended(tiny_config, tmp_path):
     straight = run(short.with_changes(steps=4, output=str(tmp_path / "straight")))
     assert largest_difference(longer, straight) == 0.0
     assert longer.metrics["step"].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_no_two_students_are_there_when_a_run_goes_on(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(output=str(tmp_path / "run"))
+    run(config)
+    loaded, alive = [], []
+    load_pair, load_model = preparation.load_pair, preparation.load_model
+
+    def loads_pair(*arguments, **options):
+        pair = load_pair(*arguments, **options)
+        loaded.append(weakref.ref(pair.student))
+        return pair
+
+    def loads_checkpoint(*arguments, **options):
+        alive.append(loaded[0]() is not None)
+        return load_model(*arguments, **options)
+
+    monkeypatch.setattr(preparation, "load_pair", loads_pair)
+    monkeypatch.setattr(preparation, "load_model", loads_checkpoint)
+    assert run(config.with_changes(steps=config.steps + 1), resume=True).completed
+    assert alive == [False]
 
 
 def test_resuming_with_other_options_is_refused(tiny_config, tmp_path):

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import InputError
@@ -78,13 +78,19 @@ def require_name(path: Path) -> Path:
     return path
 
 
-def require_writable_folder(path: Path) -> Path:
+def require_writable_folder(path: Path, *, keep: bool = True) -> Path:
     """Make the folder if need be and prove that a file can be written in it.
+
+    Args:
+        path: the folder.
+        keep: let it stay; otherwise what was made for the proof is removed.
 
     Raises:
         InputError: it cannot.
     """
+    made: list[Path] = []
     try:
+        made = [folder for folder in (path, *path.parents) if not folder.exists()]  # from within
         path.mkdir(parents=True, exist_ok=True)
         probe = path / ".write-probe"
         probe.write_text("")
@@ -93,4 +99,9 @@ def require_writable_folder(path: Path) -> Path:
         raise InputError(
             f"Cannot write to the folder {path} ({error.strerror}). Give another output folder."
         ) from error
+    finally:
+        if not keep:
+            for folder in made:
+                with suppress(OSError):  # it was not made after all, or another process has put something there
+                    folder.rmdir()
     return path

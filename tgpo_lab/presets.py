@@ -17,7 +17,8 @@ PRESETS: dict[str, dict[str, object]] = {
     # arXiv 2605.13230 and public code of the method: 128 prompts × 8 samples, two updates a batch,
     # up to 8,192 new tokens, 300 steps.
     #
-    # For eight cards of 80 GB in one machine with 600 GB of its own (each process keeps the teacher there, 61 GB):
+    # For eight cards of 80 GB in one machine with about 700 GB of its own: each process keeps the teacher there, 61 GB,
+    # which are 488, and for a checkpoint the first gathers the student's weights and moments, 91.4 more. To start:
     # accelerate launch --use_fsdp --fsdp_version 2 --num_processes 8. By the arithmetic below each card then holds an
     # eighth of the student with gradients and moments 15.2, of the teacher the output layer and one layer's experts
     # 1.8, context and fragments 3.1, and while it samples vLLM 44.0 with a gathered matrix 2.2: 66.3 in all. A teacher

@@ -42,6 +42,25 @@ class RunResult:
     """False if the run was stopped before its last step."""
 
 
+def require_new_run(directory: Path, *, keep: bool) -> None:
+    """Refuse a folder that a new run cannot have.
+
+    Args:
+        directory: of the run.
+        keep: let it stay where it had to be made.
+
+    Raises:
+        InputError: the folder cannot be written, or holds a run already.
+    """
+    require_name(directory)
+    if (directory / CONFIG_FILE).exists():
+        raise InputError(
+            f"{directory} already holds a run. Give another output folder, remove it, or go on with it: "
+            f"tgpo-lab train --resume {directory}"
+        )
+    require_writable_folder(directory, keep=keep)
+
+
 def start_run(config: TrainConfig) -> Path:
     """Make the folder of a new run with its configuration and provenance.
 
@@ -49,13 +68,7 @@ def start_run(config: TrainConfig) -> Path:
         InputError: the folder cannot be written, or holds a run already.
     """
     directory = Path(config.output)
-    require_name(directory)
-    if (directory / CONFIG_FILE).exists():
-        raise InputError(
-            f"{directory} already holds a run. Give another output folder, remove it, or go on with it: "
-            f"tgpo-lab train --resume {directory}"
-        )
-    require_writable_folder(directory)
+    require_new_run(directory, keep=True)
     try:
         write_json(directory / CONFIG_FILE, {"config": config.as_dict(), **provenance()})
     except OSError as error:  # an empty file was possible, so it is room that is missing

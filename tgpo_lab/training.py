@@ -27,19 +27,18 @@ from .loop.model_card import model_card
 from .loop.out_of_memory import MicroBatchTokens, told_while_loading
 from .loop.preparation import prepare
 from .loop.progress import TrainingProgress
+from .loop.requirements import require_packages
 from .loop.stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
 from .loop.student_pass import StudentPasses
 from .methods import method_name
 from .metrics import metrics_frame
-from .models.fused_kernels import require_fused_kernels
-from .models.lora import require_peft, save_adapters, save_merged
+from .models.lora import save_adapters, save_merged
 from .parallel.processes import Processes
 from .parallel.sharding import gathered, whole
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rollouts import join_rollouts
 from .runs import CHECKPOINTS, RunResult
 from .sampling.divided_sampling import sample_divided
-from .sampling.vllm_engine import require_vllm
 from .tasks.rewards import reward_function, score
 from .trackers import tracked, tracking_accelerator
 
@@ -67,15 +66,10 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         OutOfMemoryError: one row alone does not fit into memory.
         DiskFullError: there is no room for what the run writes; the last checkpoint is whole.
     """
-    if config.lora_rank:
-        require_peft()
-    if config.engine == "vllm":
-        require_vllm()
     directory = Path(config.output)
     accelerator = tracking_accelerator(directory, config.trackers)
     processes = Processes(accelerator, f"To go on: tgpo-lab train --resume {directory}, with all processes.")
-    if config.fused_kernels:
-        require_fused_kernels(accelerator.device)
+    require_packages(config, accelerator.device)
     keep_freed_memory()
 
     with told_while_loading():

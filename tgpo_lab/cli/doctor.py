@@ -22,7 +22,7 @@ class Launch:
 def doctor_command(arguments: list[str]) -> int:
     """Examine a run; 0 if all is well, 1 with warnings, 2 if something was refused."""
     launch, rest = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False, prog="tgpo-lab doctor")
-    _, config = parse_training(
+    choice, config = parse_training(
         rest,
         "doctor",
         "Look at a run before it is started, with the options of train. --processes N and --sharded are for one that "
@@ -30,6 +30,6 @@ def doctor_command(arguments: list[str]) -> int:
     )
     from ..doctor.diagnose import diagnose  # here, so that --help does not wait for the import
 
-    found = diagnose(config, processes=launch.processes, sharded=launch.sharded)
+    found = diagnose(config, processes=launch.processes, sharded=launch.sharded, resume=choice.resume is not None)
     print(found)
     return found.status

@@ -3,7 +3,8 @@
     tgpo-lab doctor --student Qwen/Qwen2.5-Math-1.5B --teacher Qwen/Qwen3-4B --dataset openai/gsm8k …
 
 takes the options of ``tgpo-lab train``. What cannot work is refused, what only may not is warned about. A refusal ends
-the examination where nothing further could be looked at. The parts that compare or measure models are in
+the examination where nothing further could be looked at. What a run itself requires is asked here by the same functions
+(:mod:`tgpo_lab.loop.requirements`, :mod:`tgpo_lab.runs`). The parts that compare or measure models are in
 :mod:`tgpo_lab.doctor.pair_checks`.
 """
 
@@ -20,15 +21,28 @@ from transformers import AutoConfig
 from ..config import TrainConfig
 from ..errors import InputError
 from ..loop.out_of_memory import OutOfMemoryError, told_while_loading
-from ..loop.preparation import require_whole_adapters
-from ..models.fused_kernels import require_fused_kernels
-from ..models.lora import require_peft
+from ..loop.requirements import (
+    require_fitting_options,
+    require_packages,
+    require_prompts,
+    require_whole_adapters,
+)
 from ..models.pairs import load_pair, load_tokenizer, pair_paths, require_room
+from ..runs import check_resumable, latest_checkpoint, require_new_run
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..tasks.rewards import last_number
+from ..teachers.sources import open_cache
 from .diagnosis import Diagnosis
 from .memory_advice import Advice, memory_advice
-from .memory_estimate import USUAL_PROMPT, MemoryEstimate, Shape, checkpoint_bytes, estimate_memory, shape_of
+from .memory_estimate import (
+    USUAL_PROMPT,
+    MemoryEstimate,
+    Shape,
+    checkpoint_bytes,
+    estimate_memory,
+    machine_bytes,
+    shape_of,
+)
 from .pair_checks import (
     check_chat_template,
     check_divergence,
@@ -53,8 +67,9 @@ def diagnose(
     available_memory: int | None = None,
     processes: int = 1,
     sharded: bool = False,
+    resume: bool = False,
 ) -> Diagnosis:
-    """Examine a run without starting it. Nothing is written.
+    """Examine a run without starting it. Nothing stays on disk: what is made to see whether it can be is removed.
 
     Args:
         config: the run.
@@ -64,11 +79,15 @@ def diagnose(
         available_memory: bytes to compare the estimate with; by default what the device has in all.
         processes: number of processes that the run would have, each with a device like this one.
         sharded: whether FSDP would share the student out among them.
+        resume: it would go on from the newest checkpoint in ``config.output``.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     found = Diagnosis()
     try:
         require_possible_processes(config, processes, sharded)
+        require_packages(config, device)
+        require_prompts(config)
+        _check_output(found, config, resume)
         _examine(found, config, prompts, card_tokens, device, available_memory, processes, sharded)
     except (InputError, OutOfMemoryError) as error:
         found.add("refused", "pair" if not found.findings else "run", str(error))
@@ -85,10 +104,6 @@ def _examine(
     processes: int,
     sharded: bool,
 ) -> None:
-    if config.lora_rank:
-        require_peft()
-    if config.fused_kernels:
-        require_fused_kernels(device)
     if config.teacher is None:
         student_path, teacher_path, own_prompts = pair_paths(config.student)
     else:
@@ -99,6 +114,9 @@ def _examine(
     shapes = _shapes(found, str(student_path), str(teacher_path))
     if shapes is not None:
         _check_memory(found, config, shapes, device, available_memory, processes, sharded)
+        if device.type == "cuda":
+            here = min(processes, max(1, torch.cuda.device_count()))  # the others are on other machines
+            _check_machine(found, config, shapes, here, sharded)
         _check_disk(found, config, shapes[0])
     if found.status == 2:
         return
@@ -112,6 +130,9 @@ def _examine(
             teacher_device="meta" if served else None,
             student_dtype=dtype if config.lora_rank else torch.float32, **config.position_options,
         )  # fmt: skip
+    require_fitting_options(config, pair, device)
+    if not served:
+        open_cache(config, pair, keep=False)
     check_rows(found, pair, shared)
     check_ends(found, config, pair, tokenizers)
     held_out = _check_prompts(found, config, pair, own_prompts)
@@ -138,6 +159,18 @@ def require_possible_processes(config: TrainConfig, processes: int, sharded: boo
         raise InputError("FSDP shares a student out among several processes, but there is 1. Give more processes.")
     if sharded:
         require_whole_adapters(config)
+
+
+def _check_output(found: Diagnosis, config: TrainConfig, resume: bool) -> None:
+    directory = Path(config.output)
+    try:
+        if resume:
+            check_resumable(config, directory)
+            latest_checkpoint(directory)
+        else:
+            require_new_run(directory, keep=False)
+    except InputError as error:  # the pair can be looked at all the same
+        found.add("refused", "output", str(error))
 
 
 def _shapes(found: Diagnosis, student: str, teacher: str) -> tuple[Shape, Shape] | None:
@@ -182,6 +215,22 @@ def _check_memory(
     found.add(level, "memory", text, change)
 
 
+def _check_machine(
+    found: Diagnosis, config: TrainConfig, shapes: tuple[Shape, Shape], processes: int, sharded: bool
+) -> None:
+    parts = machine_bytes(config, *shapes, processes=processes, sharded=sharded)
+    if not parts:
+        return
+    needed, total = sum(parts.values()), psutil.virtual_memory().total
+    change = "Take a machine with more memory"
+    change += ", or --no-teacher-offload --teacher-server ADDRESS." if config.teacher_offload else "."
+    level, change = _fullness(needed, total, change)
+    named = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    whose = f"the {processes} processes" if processes > 1 else "the process"
+    text = f"{_size(needed)} of {_size(total)}, beside the GPU's own, for {whose} on this machine: {named}."
+    found.add(level, "machine's memory", text, change)
+
+
 def _advised(advice: list[Advice]) -> str:
     """One sentence or two; each option with what it saves alone."""
     same, other = (
@@ -207,11 +256,9 @@ def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Pat
     """Held-out prompts of the run.
 
     Raises:
-        InputError: there are none, or they cannot be used.
+        InputError: they cannot be used.
     """
     source = config.dataset or own_prompts
-    if source is None:
-        raise InputError("No prompts: give a dataset, a folder with train.jsonl, a file or a hub name.")
     splits = load_prompts(source, **config.prompt_options)
     training, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     everything = [*training["prompt"], *held_out["prompt"]]

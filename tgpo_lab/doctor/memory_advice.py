@@ -31,7 +31,7 @@ class Advice:
     saves: int
     """Bytes by which the estimate is lower then."""
     another_run: bool
-    """It changes what is trained on, not only where it is kept or how it is computed."""
+    """It changes what is trained, or on what, not only where it is kept or how it is computed."""
 
 
 def memory_advice(
@@ -85,7 +85,7 @@ def _options(
     if config.precision == "float32":
         yield same("--precision bfloat16", precision="bfloat16")
     if not config.lora_rank and not sharded:  # adapters are not trained under FSDP
-        yield same(f"--lora-rank {RANK}", lora_rank=RANK)
+        yield f"--lora-rank {RANK}", {"lora_rank": RANK}, processes, sharded, True
     plain = ""
     if config.compile_decoding:
         yield same("--no-compile-decoding", compile_decoding=False)

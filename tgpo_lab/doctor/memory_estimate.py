@@ -26,6 +26,8 @@ counts:
                        next one's weights, ·4.
     teacher pass       as the update, without a backward pass: one layer
     optimizer step     on a GPU, where AdamW takes all weights at once: T·4/F for the root of the second moments
+    loading            under FSDP, where every process loads the whole student before it is shared out: P·s − P·s/F.
+                       The teacher is there already, but neither gradients nor moments nor vLLM
 
 In the first three, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps its
 converted weights. Rows are those that are written at once, of a step or of the held-out prompts, by one process: its
@@ -231,6 +233,9 @@ def estimate_memory(
     largest = max(phases, key=lambda phase: sum(phase.values()) + _fragments(phase))
     for name, size in largest.items():
         parts[name] = parts.get(name, 0) + size
+    whole = student.weights * stored
+    loading = {"student": parts["student"], "teacher": parts["teacher"], "loading": whole - parts["student"]}
+    parts = max(parts, loading, key=lambda moment: sum(moment.values()) + _fragments(moment))
     if device.type == "cuda":
         parts["context"] = CONTEXT
     parts["fragments"] = _fragments(parts)
@@ -245,6 +250,27 @@ def _same_device(name: str | None, device: torch.device) -> bool:
     """Whether a teacher's device is the student's; cuda is cuda:0."""
     other = device if name is None else torch.device(name)
     return (other.type, other.index or 0) == (device.type, device.index or 0)
+
+
+def machine_bytes(
+    config: TrainConfig, student: Shape, teacher: Shape, *, processes: int = 1, sharded: bool = False
+) -> dict[str, int]:
+    """Bytes by part in the memory of a machine, beside that of its GPUs: N·P·b of an offloaded teacher, which each
+    process keeps there; under FSDP P·12 of the student, whose weights and moments the first gathers for a checkpoint.
+
+    Args:
+        config: the run.
+        student: its shape.
+        teacher: its shape.
+        processes: N, those on this machine.
+        sharded: whether FSDP shares the student out.
+    """
+    product = 2 if config.precision == "bfloat16" else 4
+    parts = {
+        "offloaded teacher": processes * teacher.weights * product if config.teacher_offload else 0,
+        "gathered for a checkpoint": student.weights * 12 if sharded else 0,
+    }
+    return {name: size for name, size in parts.items() if size}
 
 
 def checkpoint_bytes(config: TrainConfig, student: Shape) -> int:

@@ -11,7 +11,6 @@ from datasets import Dataset
 
 from ..checkpoints import load_optimizer, read_state
 from ..config import TrainConfig
-from ..errors import InputError
 from ..methods import Method
 from ..metrics import MetricsLog
 from ..models.fused_kernels import fuse_layers
@@ -23,6 +22,7 @@ from ..runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import Teacher, open_teacher
+from .requirements import fused_models, require_fitting_options, require_prompts, require_whole_adapters
 
 _TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -47,19 +47,6 @@ class Prepared:
     """Samples from the student."""
 
 
-def require_whole_adapters(config: TrainConfig) -> None:
-    """Refuse adapters in a run whose student FSDP shares out.
-
-    Raises:
-        InputError: the run trains adapters.
-    """
-    if config.lora_rank:
-        raise InputError(
-            f"lora_rank is {config.lora_rank}, but adapters are not trained under FSDP: frozen weights need neither "
-            "gradients nor moments to share out. Start without FSDP, or set lora_rank to 0."
-        )
-
-
 def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, resume: bool) -> Prepared:
     """Load and check everything, and make the run's folder or read its newest checkpoint.
 
@@ -74,21 +61,14 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     """
     if processes.sharded:
         require_whole_adapters(config)
-    if config.dataset is None and config.teacher is not None:  # before billions of weights are loaded
-        raise InputError(
-            f"{config.student} + {config.teacher} brings no prompts. Give a dataset: a folder with train.jsonl, or a "
-            "hub name."
-        )
+    require_prompts(config)
     pair = load_pair(
         config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
         # Frozen weights need no room for small updates.
         student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
         teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format, **config.position_options,
     )  # fmt: skip
-    if config.method.top_k > pair.vocabulary_size:
-        raise InputError(
-            f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
-        )
+    require_fitting_options(config, pair, device)
     source = config.dataset or pair.prompts
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
@@ -103,17 +83,15 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
         if config.lora_rank:
             load_adapters(pair.student, checkpoint)
         else:
+            del pair.student  # before there is another: the device may have room for one
             pair.student = load_model(checkpoint, torch.float32, device)
     else:
         processes.first_alone(start_run, config)
         if config.lora_rank:
             add_adapters(pair.student, config.lora_rank, config.lora_alpha, config.seed)
     student = pair.student
-    if config.fused_kernels:
-        fuse_layers(student, config.student)
-        # One that is offloaded, or on a CPU or nowhere, keeps its layers.
-        if pair.teacher.device.type == "cuda" and not config.teacher_offload:
-            fuse_layers(pair.teacher, config.teacher or pair.name)
+    for model, name in fused_models(config, pair):
+        fuse_layers(model, name)
     if config.gradient_checkpointing:
         # The old name warns from transformers 5.23 on, the new one is missing before.
         enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable

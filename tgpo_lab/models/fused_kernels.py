@@ -38,6 +38,25 @@ def require_fused_kernels(device: torch.device) -> None:
         raise InputError(f"fused_kernels needs a GPU, but the student is on {device}. Leave fused_kernels out.")
 
 
+def require_known_to_liger(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model whose layers Liger has no kernels for.
+
+    Args:
+        model: stays as it is.
+        name: of the model, for the error.
+
+    Raises:
+        InputError: Liger does not know its architecture.
+    """
+    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
+
+    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
+        raise InputError(
+            f"Liger has no kernels for {name}, whose architecture is {model.config.model_type}. "
+            "Leave fused_kernels out."
+        )
+
+
 def fuse_layers(model: PreTrainedModel, name: str) -> None:
     """Put Liger's kernels into the layers of one model, and of no other.
 
@@ -48,14 +67,9 @@ def fuse_layers(model: PreTrainedModel, name: str) -> None:
     Raises:
         InputError: Liger has no kernels for this architecture.
     """
-    from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
     from transformers.integrations.liger import apply_liger_kernel
 
-    if model.config.model_type not in MODEL_TYPE_TO_APPLY_LIGER_FN:
-        raise InputError(
-            f"Liger has no kernels for {name}, whose architecture is {model.config.model_type}. "
-            "Leave fused_kernels out."
-        )
+    require_known_to_liger(model, name)
     # Liger also replaces the classes in the architecture's module, so that models made later would have its layers.
     module = sys.modules[type(model).__module__]
     own = dict(vars(module))

@@ -19,7 +19,7 @@ from ..parallel.placement import device_of
 from ..parallel.sharding import whole_weights
 from ..rollouts import Rollouts
 from .cached_sampling import sample_responses
-from .fixed_shape_decoding import FixedShapeDecoder
+from .fixed_shape_decoding import FixedShapeDecoder, require_known_layers
 
 if TYPE_CHECKING:
     from ..config import TrainConfig
@@ -83,6 +83,25 @@ class OwnEngine:
         return sample_responses(
             self._model, prompts, *arguments, decoder=self._decoder, rows_at_once=self._rows_at_once, **options
         )
+
+
+def require_engine(config: TrainConfig, student: PreTrainedModel, device: torch.device) -> None:
+    """Refuse a run's engine where it cannot sample from this student, before it is made.
+
+    Args:
+        config: the run.
+        student: loaded.
+        device: where it will be in the run.
+
+    Raises:
+        InputError: decoding cannot be compiled for its architecture, or vLLM cannot renew its weights.
+    """
+    if config.engine == "vllm":
+        from .vllm_engine import require_renewable_weights
+
+        require_renewable_weights(student, device)
+    elif config.compile_decoding:
+        require_known_layers(student)
 
 
 def make_engine(config: TrainConfig, pair: Pair, prompts: list[str], processes: Processes) -> Engine:

@@ -47,6 +47,19 @@ class FixedShapeLayer(PreallocatedLayer):
         return self.keys, self.values
 
 
+def require_known_layers(model: PreTrainedModel) -> None:
+    """Refuse a student whose decoding cannot be compiled.
+
+    Raises:
+        InputError: it is of another architecture than those whose layers are read here.
+    """
+    if not is_known_decoder(model):
+        raise InputError(
+            f"compile_decoding knows the layers of Llama, Mistral, Qwen2 and Qwen3 without sliding window, but the "
+            f"student is a {type(model).__name__}. Set compile_decoding to false."
+        )
+
+
 class FixedShapeDecoder:
     """Makes :class:`tgpo_lab.sampling.decoding.NextHidden` of fixed shape, one for each number of rows and capacity."""
 
@@ -60,11 +73,7 @@ class FixedShapeDecoder:
         Raises:
             InputError: another architecture.
         """
-        if not is_known_decoder(model):
-            raise InputError(
-                f"compile_decoding knows the layers of Llama, Mistral, Qwen2 and Qwen3 without sliding window, but the "
-                f"student is a {type(model).__name__}. Set compile_decoding to false."
-            )
+        require_known_layers(model)
         self._model, self._compiled = model, compiled
         self._readers: dict[tuple[int, int, torch.dtype], _Reader] = {}
 

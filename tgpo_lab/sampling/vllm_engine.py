@@ -54,6 +54,23 @@ def require_vllm() -> None:
         )
 
 
+def require_renewable_weights(student: PreTrainedModel, device: torch.device) -> None:
+    """Refuse a student whose weights vLLM would not renew.
+
+    Args:
+        student: stays as it is.
+        device: where vLLM would be.
+
+    Raises:
+        InputError: its output matrix is tied to the embeddings, and the device is a CPU.
+    """
+    if device.type == "cpu" and student.config.get_text_config().tie_word_embeddings:
+        raise InputError(
+            f"On a CPU, vLLM keeps a packed copy of an output matrix that is tied to the embeddings and never "
+            f"renews it; {student.name_or_path} has such a one. Use a GPU, an untied student, or set engine to own."
+        )
+
+
 class VLLMEngine:
     """See :class:`tgpo_lab.sampling.engine.Engine`."""
 
@@ -84,11 +101,7 @@ class VLLMEngine:
         """
         require_vllm()
         self.device = student.device
-        if self.device.type == "cpu" and student.config.get_text_config().tie_word_embeddings:
-            raise InputError(
-                f"On a CPU, vLLM keeps a packed copy of an output matrix that is tied to the embeddings and never "
-                f"renews it; {student.name_or_path} has such a one. Use a GPU, an untied student, or set engine to own."
-            )
+        require_renewable_weights(student, self.device)
         # In this process, because the weights are handed over as tensors.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         from vllm import LLM

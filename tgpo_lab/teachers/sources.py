@@ -75,11 +75,8 @@ class LocalTeacher:
         self._pair, self._config, self._device, self._processes = pair, config, device, processes
         if config.teacher_offload:
             offload(pair.teacher, config.teacher_device or device)
-        self._limits = {"max_new_tokens": config.max_new_tokens, "end_tokens": pair.end_tokens,
-                        "pad_token": pair.pad_token, "vocabulary_size": pair.vocabulary_size}  # fmt: skip
-        self._cache = None
-        if config.teacher_cache is not None:
-            self._cache = TraceCache(Path(config.teacher_cache), pair.teacher, seed=config.seed, **self._limits)
+        self._limits = _limits(config, pair)
+        self._cache = open_cache(config, pair)
 
     def ask(
         self,
@@ -126,6 +123,28 @@ class LocalTeacher:
 
             written = self._cache.responses(prompts, samples_per_prompt, draw)
         return written.to(self._device)
+
+
+def open_cache(config: TrainConfig, pair: Pair, *, keep: bool = True) -> TraceCache | None:
+    """Where a run keeps its teacher's responses; None if it keeps none.
+
+    Args:
+        config: the run.
+        pair: loaded.
+        keep: see :class:`tgpo_lab.teachers.trace_cache.TraceCache`.
+
+    Raises:
+        InputError: the folder cannot be used, or nothing tells this teacher from others.
+    """
+    if config.teacher_cache is None:
+        return None
+    return TraceCache(Path(config.teacher_cache), pair.teacher, seed=config.seed, keep=keep, **_limits(config, pair))
+
+
+def _limits(config: TrainConfig, pair: Pair) -> dict[str, object]:
+    """What ends the teacher's responses."""
+    return {"max_new_tokens": config.max_new_tokens, "end_tokens": pair.end_tokens, "pad_token": pair.pad_token,
+            "vocabulary_size": pair.vocabulary_size}  # fmt: skip
 
 
 def open_teacher(

@@ -70,6 +70,7 @@ class TraceCache:
         vocabulary_size: int,
         pad_token: int,
         seed: int,
+        keep: bool = True,
     ):
         """Open the cache, or make it.
 
@@ -79,6 +80,7 @@ class TraceCache:
             max_new_tokens, end_tokens, vocabulary_size: see :func:`tgpo_lab.sampling.cached_sampling.sample_responses`.
             pad_token: fills rollouts; no part of a trace.
             seed: of the run.
+            keep: False leaves no folder behind: it is only proved that the cache can be made.
 
         Raises:
             InputError: the folder cannot be written, or the teacher has no identity.
@@ -96,10 +98,11 @@ class TraceCache:
         self._pad_token, self._seed = pad_token, seed
         digits = hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()[:16]
         try:
-            self.folder = require_writable_folder(require_name(Path(folder)) / digits)
+            self.folder = require_writable_folder(require_name(Path(folder)) / digits, keep=keep)
         except InputError as error:
             raise InputError(f"teacher_cache: {error}") from error
-        write_bytes(self.folder / "about.json", (json.dumps(self._settings, indent=2) + "\n").encode())
+        if keep:
+            write_bytes(self.folder / "about.json", (json.dumps(self._settings, indent=2) + "\n").encode())
 
     def responses(self, prompts: list[list[int]], samples: int, draw: Draw) -> Rollouts:
         """Traces of prompts, ``samples`` of each: those on disk, and the others from ``draw``, which are then kept.

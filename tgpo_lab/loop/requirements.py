@@ -1,0 +1,90 @@
+"""What must hold before a run is made: asked by the run itself, and by the doctor without starting one."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from ..config import TrainConfig
+from ..errors import InputError
+from ..models.fused_kernels import require_fused_kernels, require_known_to_liger
+from ..models.lora import require_peft
+from ..models.pairs import Pair
+from ..sampling.engine import require_engine
+from ..sampling.vllm_engine import require_vllm
+
+
+def require_packages(config: TrainConfig, device: torch.device) -> None:
+    """Refuse a run whose options need packages that are not here, or another device.
+
+    Args:
+        config: the run.
+        device: the student's.
+
+    Raises:
+        InputError: names the option, and how the package is installed.
+    """
+    if config.lora_rank:
+        require_peft()
+    if config.engine == "vllm":
+        require_vllm()
+    if config.fused_kernels:
+        require_fused_kernels(device)
+
+
+def require_prompts(config: TrainConfig) -> None:
+    """Refuse a pair without prompts, before billions of weights are loaded.
+
+    Raises:
+        InputError: the pair is none of the shipped ones, and no dataset is given.
+    """
+    if config.dataset is None and config.teacher is not None:
+        raise InputError(
+            f"{config.student} + {config.teacher} brings no prompts. Give a dataset: a folder with train.jsonl, or a "
+            "hub name."
+        )
+
+
+def require_whole_adapters(config: TrainConfig) -> None:
+    """Refuse adapters in a run whose student FSDP shares out.
+
+    Raises:
+        InputError: the run trains adapters.
+    """
+    if config.lora_rank:
+        raise InputError(
+            f"lora_rank is {config.lora_rank}, but adapters are not trained under FSDP: frozen weights need neither "
+            "gradients nor moments to share out. Start without FSDP, or set lora_rank to 0."
+        )
+
+
+def require_fitting_options(config: TrainConfig, pair: Pair, device: torch.device) -> None:
+    """Refuse options of a run that this pair cannot have.
+
+    Args:
+        config: the run.
+        pair: loaded.
+        device: of the student in the run, which need not be where it is now.
+
+    Raises:
+        InputError: more guiding tokens than the pair has, an architecture that Liger or compiled decoding does not
+            know, a student that vLLM cannot follow.
+    """
+    if config.method.top_k > pair.vocabulary_size:
+        raise InputError(
+            f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
+        )
+    for model, name in fused_models(config, pair):
+        require_known_to_liger(model, name)
+    require_engine(config, pair.student, device)
+
+
+def fused_models(config: TrainConfig, pair: Pair) -> list[tuple[PreTrainedModel, str]]:
+    """Models of a pair that get fused kernels in this run, each with its name."""
+    if not config.fused_kernels:
+        return []
+    models = [(pair.student, config.student)]
+    # One that is offloaded, or on a CPU or nowhere, keeps its layers.
+    if pair.teacher.device.type == "cuda" and not config.teacher_offload:
+        models.append((pair.teacher, config.teacher or pair.name))
+    return models
