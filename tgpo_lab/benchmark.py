@@ -28,6 +28,7 @@ from .benchmark_cases import Case
 from .config import TrainConfig
 from .models.pairs import load_tokenizer, load_without_weights, pair_paths
 from .operations import PHASES, MatrixRates, Work, work_of_step
+from .parallel.placement import usual_device
 from .random_pair import RandomPair, paths_of, write_random_pair
 from .sampling.vllm_engine import require_vllm
 from .tasks.prompts import load_prompts
@@ -71,7 +72,7 @@ def measure_case(
         whole, whole_memory = in_own_process(_run, config.with_changes(output=f"{runs}/whole"), warmup_steps)
         student, teacher, prompt = _models_and_prompt(config)
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(usual_device())
     tokens, response = float(bare["tokens"].median()), round(bare["length"].median())
     batch = config.prompts_per_step, config.group_size, prompt, response
     # Llama and Qwen3, as all cases are, read a prompt once for all its samples on a CPU.

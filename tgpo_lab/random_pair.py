@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Pr
 from transformers.utils import logging as transformers_logging
 
 from .files import write_text
+from .parallel.placement import usual_device
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def write_random_pair(
     )
     paths = paths_of(folder)
     for name, config in pair.configurations().items():
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        with torch.device(usual_device()):
             model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
         model.generation_config.eos_token_id = pair.vocabulary_size
         model.save_pretrained(paths[name], max_shard_size="2GB")  # from a GPU a whole file goes through memory

@@ -28,6 +28,7 @@ from ..loop.requirements import (
     require_whole_adapters,
 )
 from ..models.pairs import load_pair, load_tokenizer, pair_paths, require_room
+from ..parallel.placement import usual_device
 from ..runs import check_resumable, latest_checkpoint, require_new_run
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..tasks.rewards import last_number
@@ -81,7 +82,7 @@ def diagnose(
         sharded: whether FSDP would share the student out among them.
         resume: it would go on from the newest checkpoint in ``config.output``.
     """
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device(device or usual_device())
     found = Diagnosis()
     try:
         require_possible_processes(config, processes, sharded)
