@@ -17,6 +17,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel
 
+from .models.policy import head_width
 from .operations import seconds_of
 
 COPIED, COPIED_ON_GPU = 2**26, 2**30
@@ -38,8 +39,7 @@ def bytes_of_sampling(
     """
     config = model.config
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    cached = config.num_hidden_layers * 2 * heads * head_width
+    cached = config.num_hidden_layers * 2 * heads * head_width(config)
     embeddings = model.get_input_embeddings().weight.numel()
     layers = sum(parameter.numel() for parameter in model.base_model.parameters()) - embeddings
     output = model.get_output_embeddings().weight.numel()

@@ -35,6 +35,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .loop.clock import Clock
+from .models.policy import head_width
 
 PHASES = ("sample", "teacher", "update")
 """Phases of a step that operations are counted for."""
@@ -145,8 +146,7 @@ def _output(model: PreTrainedModel, rows: int, count: int) -> list[Product]:
 
 def _attention(model: PreTrainedModel, rows: int, new: int, before: int) -> int:
     config = model.config
-    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    width = config.num_hidden_layers * config.num_attention_heads * head_width
+    width = config.num_hidden_layers * config.num_attention_heads * head_width(config)
     return 4 * rows * width * (new * before + new * (new + 1) // 2)
 
 

@@ -47,7 +47,7 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ..config import TrainConfig
 from ..evaluation import PROMPTS_AT_ONCE
-from ..models.policy import positions_at_once
+from ..models.policy import head_width, positions_at_once
 from ..sampling.cached_sampling import prompts_at_once
 from ..sampling.fixed_shape_decoding import CAPACITY_STEP
 
@@ -105,7 +105,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         model = AutoModelForCausalLM.from_config(config)
     text = config.get_text_config()
     heads = text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    width = head_width(text)
     key_value = (getattr(text, "num_key_value_heads", None) or heads) * width
     # Of experts, only the chosen ones compute on a token.
     experts = getattr(text, "num_experts_per_tok", None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from ..errors import InputError
 from ..rollouts import Rollouts
@@ -13,6 +13,11 @@ from .shared_prompts import can_share_prompts, states_with_shared_prompts
 # Entries of a vocabulary that are looked at together: whole vectors of a processor, and a divisor of most
 # vocabularies, so that they seldom have to be copied to fill the last block.
 SEARCH_BLOCK = 64
+
+
+def head_width(config: PretrainedConfig) -> int:
+    """Numbers of one attention head, of a decoder's own configuration."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def response_hidden_states(model: PreTrainedModel, rollouts: Rollouts) -> Tensor:
