@@ -126,8 +126,8 @@ def test_updates_are_the_gradients_of_the_methods_that_train(pair, rollouts, adv
         with torch.no_grad():
             logits = pair.student(tokens).logits[0, len(rollouts.prompts[row]) - 1 : -1, : pair.vocabulary_size]
         logits.requires_grad_()
-        where = torch.full((length,), row), torch.arange(length)
-        positions = Positions(batch, where, logits, pair.teacher, pair.vocabulary_size)
+        places = row * rollouts.mask.shape[1] + torch.arange(length)
+        positions = Positions(batch, places, logits, pair.teacher, pair.vocabulary_size)
         loss = sum(
             term.weight * term.loss(positions, positions.take(term.mask)) for term in method.terms(batch, step=0)
         )

@@ -71,7 +71,7 @@ class Positions:
     def __init__(
         self,
         batch: Batch,
-        where: tuple[Tensor, Tensor],
+        places: Tensor,
         logits: Tensor,
         teacher: PreTrainedModel,
         vocabulary_size: int,
@@ -80,12 +80,12 @@ class Positions:
 
         Args:
             batch: the batch they are of.
-            where: row and step of each position, (N,) int64 twice.
+            places: (N,) int64, place of each position in a (B, T) tensor: row × T + step.
             logits: (N, V) student logits, already divided by the temperature.
             teacher: for :meth:`teacher_logits`.
             vocabulary_size: V.
         """
-        self.batch, self._where, self._teacher, self._vocabulary_size = batch, where, teacher, vocabulary_size
+        self.batch, self._places, self._teacher, self._vocabulary_size = batch, places, teacher, vocabulary_size
         self.logits = logits.unsqueeze(0)
         """(1, N, V) student logits, with gradient; the policy is their softmax."""
         self.tokens = self.take(batch.rollouts.responses)
@@ -97,11 +97,11 @@ class Positions:
 
     def take(self, values: Tensor) -> Tensor:
         """Values of these positions: (B, T, …) → (1, N, …)."""
-        return values[self._where].unsqueeze(0)
+        return values.flatten(0, 1).index_select(0, self._places).unsqueeze(0)
 
     def write_logprobs(self, target: Tensor) -> None:
-        """Put log πθ of these positions into ``target`` (B, T)."""
-        target[self._where] = self.logprobs.detach().squeeze(0)
+        """Put log πθ of these positions into ``target`` (B, T), which is contiguous."""
+        target.view(-1).index_copy_(0, self._places, self.logprobs.detach().squeeze(0))
 
     @property
     def behaviour_logprobs(self) -> Tensor:

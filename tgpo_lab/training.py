@@ -188,7 +188,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
 
             # ── Update ───────────────────────────────────────────────────────────────────────────
             student.train(config.gradient_checkpointing)  # recomputation needs training mode
-            measurement = StepMeasurement(batch, _pad_like(measured, rollouts.mask), config.rejection_threshold)
+            measurement = StepMeasurement(batch, own, _pad_like(measured, rollouts.mask), config.rejection_threshold)
             measure_terms = config.gradient_terms_every and step % config.gradient_terms_every == 0
             learning_rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))
             for group in optimizer.param_groups:

@@ -24,34 +24,35 @@ def choose_measured(rollouts: Rollouts, count: int, generator: torch.Generator) 
 
 
 class StepMeasurement:
-    """Sums over the student's tokens of one step, gathered micro-batch by micro-batch."""
+    """Gathers, chunk by chunk, what is to be known of the student's tokens of one step."""
 
-    def __init__(self, batch: Batch, measured: Tensor, rejection_threshold: float):
+    def __init__(self, batch: Batch, rows: Tensor, measured: Tensor, rejection_threshold: float):
+        """Measure a batch.
+
+        Args:
+            batch: of all processes.
+            rows: (N,) int64 those that this process will take in.
+            measured: (B, T) bool, positions at which whole distributions are compared.
+            rejection_threshold: in nats.
+        """
         self._batch, self._measured, self._threshold = batch, measured, rejection_threshold
+        self._own = batch.restricted_to(rows.to(measured.device)).student_mask
         self.restart()
 
     def restart(self) -> None:
         """Forget all positions."""
-        self._tokens = {"kl_sampled": 0.0, "rejected": 0.0, "positive_signal": 0.0}
+        # Of single tokens, log πθ alone: everything else about them is computed once for the whole step.
+        self._logprobs = torch.zeros_like(self._batch.teacher.logprobs)
         names = ["entropy", "agreement"]
         if self._batch.teacher.hidden_index is not None:  # a server gives no whole distributions
             names += ["teacher_entropy", "reverse_kl", "forward_kl"]
         self._distributions = dict.fromkeys(names, 0.0)
-        self._engine = dict.fromkeys(("engine_difference", "engine_kl", "importance_truncated"), 0.0)
-        self._engine_largest = torch.zeros(1, dtype=torch.float64)
-        self._token_count = self._distribution_count = 0
+        self._distribution_count = 0
 
     @torch.no_grad()
     def add(self, positions: Positions) -> None:
-        """Take in a micro-batch of the first pass, before any update."""
-        own = positions.take(self._batch.student_mask)
-        difference = (positions.logprobs - positions.take(self._batch.teacher.logprobs))[own]  # d_t
-        self._token_count += difference.numel()
-        self._tokens["kl_sampled"] += float(difference.sum())
-        self._tokens["rejected"] += float((difference > self._threshold).sum())
-        self._tokens["positive_signal"] += float((difference < 0).sum())
-        self._add_engine(positions, own)
-
+        """Take in a chunk of the first pass, before any update."""
+        positions.write_logprobs(self._logprobs)
         where = positions.take(self._measured).squeeze(0)
         if not bool(where.any()):
             return
@@ -70,35 +71,41 @@ class StepMeasurement:
         for name, value in values.items():
             self._distributions[name] += float(value.sum())
 
-    def _add_engine(self, positions: Positions, own: Tensor) -> None:
-        """Compare the log-probabilities under which tokens were drawn with those of the update."""
-        batch = self._batch
-        if batch.rollouts.logprobs is None or not bool(own.any()):
-            return
-        # In double precision: between float32 numbers the estimate of the KL would be rounding noise, even negative.
-        drawn = positions.take(batch.rollouts.logprobs)[own].double()
-        updated = positions.behaviour_logprobs[own].double()
-        distance = (updated - drawn).abs()
-        self._engine["engine_difference"] += float(distance.sum())
-        self._engine["engine_kl"] += float(sampled_kl(drawn, updated, "k3").sum())
-        if batch.importance_cap is not None:
-            self._engine["importance_truncated"] += float((updated - drawn > math.log(batch.importance_cap)).sum())
-        self._engine_largest = self._engine_largest.maximum(distance.max().cpu())
+    def _of_tokens(self) -> dict[str, float]:
+        """Sums over the tokens of this process."""
+        difference = (self._logprobs - self._batch.teacher.logprobs)[self._own]  # d_t
+        return {
+            "kl_sampled": float(difference.sum()),
+            "rejected": float((difference > self._threshold).sum()),
+            "positive_signal": float((difference < 0).sum()),
+        }
 
-    def _engine_summary(self, totals: dict[str, float], processes: Processes) -> dict[str, float]:
+    def _of_engine(self) -> tuple[dict[str, float], Tensor]:
+        """The log-probabilities under which this process's tokens were drawn beside those of the update: sums over
+        tokens, and the largest distance, (1,)."""
+        largest = torch.zeros(1, dtype=torch.float64)
         if self._batch.rollouts.logprobs is None:
-            return {}
-        found = {name: totals[name] / max(1, totals["token_count"]) for name in self._engine}
-        if self._batch.importance_cap is None:
-            del found["importance_truncated"]
-        largest = processes.divided(processes.number, lambda _: self._engine_largest)  # one for each process
-        return {**found, "engine_difference_largest": float(largest.max())}
+            return {}, largest
+        # In double precision: between float32 numbers the estimate of the KL would be rounding noise, even negative.
+        drawn, updated = (x[self._own].double() for x in (self._batch.rollouts.logprobs, self._logprobs))
+        distance = (updated - drawn).abs()
+        sums = {
+            "engine_difference": float(distance.sum()),
+            "engine_kl": float(sampled_kl(drawn, updated, "k3").sum()),
+        }
+        if self._batch.importance_cap is not None:
+            sums["importance_truncated"] = float((updated - drawn > math.log(self._batch.importance_cap)).sum())
+        return sums, torch.cat([largest, distance.cpu()]).max().reshape(1)
 
     def summary(self, processes: Processes) -> dict[str, float]:
         """Means over tokens, and means over the student's responses, of all processes."""
-        counts = {"token_count": self._token_count, "distribution_count": self._distribution_count}
-        totals = processes.totals({**self._tokens, **self._distributions, **self._engine, **counts})
         batch, rows = self._batch, self._batch.student_rows
+        of_engine, largest = self._of_engine()
+        of_tokens = self._of_tokens() | of_engine
+        counts = {"token_count": int(self._own.sum()), "distribution_count": self._distribution_count}
+        totals = processes.totals({**of_tokens, **self._distributions, **counts})
+        if of_engine:
+            largest = processes.divided(processes.number, lambda _: largest)  # one for each process
         rollouts = batch.rollouts
         return {
             "reward": float(batch.rewards[:rows].mean()),
@@ -106,9 +113,9 @@ class StepMeasurement:
             "truncated": float((~rollouts.finished[:rows]).float().mean()),
             "tokens": float(batch.student_mask.sum()),
             "teacher_trace_tokens": float(batch.teacher_mask.sum()),
-            **{name: totals[name] / max(1, totals["token_count"]) for name in self._tokens},
+            **{name: totals[name] / max(1, totals["token_count"]) for name in of_tokens},
             **{name: totals[name] / max(1, totals["distribution_count"]) for name in self._distributions},
-            **self._engine_summary(totals, processes),
+            **({"engine_difference_largest": float(largest.max())} if of_engine else {}),
         }
 
 

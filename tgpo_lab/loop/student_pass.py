@@ -36,8 +36,8 @@ class StudentPass:
         self._idle = idle
         self._batch, self._pair, self._temperature, self._autocast = batch, pair, temperature, autocast
         part = batch.rollouts.rows(rows)
-        row, self._step = part.mask.nonzero(as_tuple=True)
-        self._row = rows[row]
+        row, step = part.mask.nonzero(as_tuple=True)
+        self._places = rows[row] * batch.rollouts.mask.shape[1] + step
         with autocast():
             self._hidden = response_hidden_states(pair.student, part)  # (N, H)
         size = positions_at_once(pair.vocabulary_size, self._hidden.device)
@@ -59,8 +59,8 @@ class StudentPass:
                 logits = project_to_vocabulary(self._pair.student, hidden, self._pair.vocabulary_size)
             if self._temperature != 1:
                 logits = logits / self._temperature
-            where = self._row[start:end], self._step[start:end]
-            yield Positions(self._batch, where, logits, self._pair.teacher, self._pair.vocabulary_size)
+            places = self._places[start:end]
+            yield Positions(self._batch, places, logits, self._pair.teacher, self._pair.vocabulary_size)
             start = end
 
     def backward(self, accelerator: Accelerator, *, any_loss: bool) -> None:

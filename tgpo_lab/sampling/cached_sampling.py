@@ -30,11 +30,11 @@ def draw_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     One number per row instead of one per logit: far cheaper than ``torch.multinomial``. The
     vocabulary is searched in two steps, the block first, so only one block is summed up per row.
     """
-    return draw_with_logprobs(logits, uniform)[0]
+    return draw_with_probabilities(logits, uniform)[0]
 
 
-def draw_with_logprobs(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`draw_tokens`, and the log-probabilities of what was drawn: (B,) int64 and (B,) in nats."""
+def draw_with_probabilities(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`draw_tokens`, and the probabilities of what was drawn: (B,) int64 and (B,)."""
     batch, vocabulary = logits.shape
     probabilities = logits.softmax(-1)
     if vocabulary % SEARCH_BLOCK:
@@ -43,19 +43,18 @@ def draw_with_logprobs(logits: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]
     cumulative = blocks.sum(-1).cumsum(-1)  # (B, blocks)
     target = uniform.to(cumulative).unsqueeze(-1) * cumulative[:, -1:]  # (B, 1)
     chosen = _first_above(cumulative, target)  # (B, 1)
-    inside = blocks[torch.arange(batch, device=logits.device), chosen.squeeze(-1)]  # (B, block)
+    inside = blocks.gather(1, chosen.unsqueeze(-1).expand(-1, -1, SEARCH_BLOCK)).squeeze(1)  # (B, block)
     within = inside.cumsum(-1)
     target = target - (cumulative.gather(-1, chosen) - within[:, -1:])
     drawn = chosen * SEARCH_BLOCK + _first_above(within, target)  # (B, 1)
     chance = probabilities.gather(-1, drawn)
-    possible = chance > 0
     # On a GPU, reading the logits once more costs less than waiting for it at every token to know whether to.
-    if logits.is_cuda or not bool(possible.all()):
+    if logits.is_cuda or not float(chance.min()) > 0:
         # Rounding has carried the target past the block, or a GPU's sums are not quite in order, or logits are not
         # finite, which the loss will say.
-        drawn = torch.where(possible, drawn, most_probable(logits).unsqueeze(-1))
+        drawn = torch.where(chance > 0, drawn, most_probable(logits).unsqueeze(-1))
         chance = probabilities.gather(-1, drawn)
-    return drawn.squeeze(-1), chance.squeeze(-1).log()
+    return drawn.squeeze(-1), chance.squeeze(-1)
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
@@ -129,7 +128,6 @@ def sample_responses(
     return parts[0] if len(parts) == 1 else join_rollouts(parts)
 
 
-@torch.no_grad()
 def _sample_at_once(
     model: PreTrainedModel,
     prompts: list[list[int]],
@@ -142,9 +140,44 @@ def _sample_at_once(
     vocabulary_size: int | None,
     decoder: FixedShapeDecoder | None,
 ) -> Rollouts:
-    device, rows = device_of(model), len(prompts) * samples_per_prompt
+    ends = torch.tensor(end_tokens, device=device_of(model))
+    # Tensors of inference mode cost less to make. A decoder keeps its own, for code that was compiled without it.
+    with torch.inference_mode() if decoder is None else torch.no_grad():
+        responses, probabilities = _write(
+            model, prompts, max_new_tokens, ends, pad_token, samples_per_prompt, temperature, uniform,
+            vocabulary_size, decoder,
+        )  # fmt: skip
+    is_end = torch.isin(responses, ends)
+    finished_rows = is_end.any(-1)
+    # The padding token can be an end token as well; only what stands before the first end counts.
+    lengths = torch.where(finished_rows, is_end.int().argmax(-1) + 1, max_new_tokens)
+    width = int(lengths.max())
+    mask = torch.arange(width, device=ends.device) < lengths.unsqueeze(-1)
+    return Rollouts(
+        [prompt for prompt in prompts for _ in range(samples_per_prompt)],
+        responses[:, :width].where(mask, pad_token),
+        mask,
+        finished_rows,
+        pad_token,
+        torch.where(mask, probabilities[:, :width].log(), 0.0) if temperature > 0 else None,
+    )
+
+
+def _write(
+    model: PreTrainedModel,
+    prompts: list[list[int]],
+    max_new_tokens: int,
+    ends: Tensor,
+    pad_token: int,
+    samples_per_prompt: int,
+    temperature: float,
+    uniform: Tensor | None,
+    vocabulary_size: int | None,
+    decoder: FixedShapeDecoder | None,
+) -> tuple[Tensor, Tensor]:
+    """Tokens of all rows, anything after a row's end, and their probabilities unless greedy: (B, most tokens) each."""
+    device, rows = ends.device, len(prompts) * samples_per_prompt
     longest = max(len(p) for p in prompts)
-    ends = torch.tensor(end_tokens, device=device)
     capacity = longest + (max_new_tokens if decoder is None else 0)
     cache = preallocated_cache(model, capacity)
 
@@ -165,43 +198,35 @@ def _sample_at_once(
     hidden, visible, positions = hidden[repeat], visible[repeat], positions[repeat, -1]
 
     read = next_hidden(model, cache, capacity) if decoder is None else decoder.begin(cache, visible, max_new_tokens)
-    responses = torch.full((rows, max_new_tokens), pad_token, device=device)
-    logprobs = torch.zeros(rows, max_new_tokens, device=device)
     look_every = LOOK_EVERY.get(device.type, 1)
-    running = torch.arange(rows, device=device)  # the rows still in the batch
-    done = torch.zeros(rows, dtype=torch.bool, device=device)  # (len(running),)
+    responses = torch.full((rows, max_new_tokens), pad_token, device=device)
+    probabilities = torch.ones(rows, max_new_tokens, device=device)
+    # Of the rows that are still in the batch: which they are, what they have written, and who of them has ended.
+    running, written, drawn_with = torch.arange(rows, device=device), responses.clone(), probabilities.clone()
+    done = torch.zeros(rows, dtype=torch.bool, device=device)
     for step in range(max_new_tokens):
         logits = project_to_vocabulary(model, hidden, vocabulary_size)
         if temperature > 0:
             logits = logits / temperature if temperature != 1 else logits
-            drawn, logprobs[running, step] = draw_with_logprobs(logits, uniform[running, step])
+            drawn, drawn_with[:, step] = draw_with_probabilities(logits, uniform[:, step])
         else:
             drawn = most_probable(logits)
-        responses[running, step] = drawn  # after a row's end, too, until it leaves the batch
-        done = done | torch.isin(drawn, ends)
+        written[:, step] = drawn  # after a row's end, too, until it leaves the batch
+        done |= drawn == ends if len(ends) == 1 else torch.isin(drawn, ends)
         finished = int(done.sum()) if (step + 1) % look_every == 0 else 0
         if finished == len(running) or step + 1 == max_new_tokens:
             break
         if decoder is None and finished > DROP_SHARE * len(running):
+            responses[running], probabilities[running] = written, drawn_with
             keep = (~done).nonzero().squeeze(-1)
-            running, drawn, positions, visible, done = (x[keep] for x in (running, drawn, positions, visible, done))
+            running, written, drawn_with, drawn, positions, visible, done = (
+                x[keep] for x in (running, written, drawn_with, drawn, positions, visible, done)
+            )
+            uniform = None if uniform is None else uniform[keep]
             cache.reorder_cache(keep)
         positions = positions + 1
         if padded:
             visible = torch.nn.functional.pad(visible, (0, 1), value=1)
         hidden = read(drawn, positions, visible if padded else None)
-
-    is_end = torch.isin(responses, ends)
-    finished_rows = is_end.any(-1)
-    # The padding token can be an end token as well; only what stands before the first end counts.
-    lengths = torch.where(finished_rows, is_end.int().argmax(-1) + 1, max_new_tokens)
-    width = int(lengths.max())
-    mask = torch.arange(width, device=device) < lengths.unsqueeze(-1)
-    return Rollouts(
-        [prompt for prompt in prompts for _ in range(samples_per_prompt)],
-        responses[:, :width].where(mask, pad_token),
-        mask,
-        finished_rows,
-        pad_token,
-        torch.where(mask, logprobs[:, :width], 0.0) if temperature > 0 else None,
-    )
+    responses[running], probabilities[running] = written, drawn_with
+    return responses, probabilities

@@ -102,7 +102,7 @@ class KnownLayers:
     def __init__(self, model: PreTrainedModel, cache: DynamicCache, capacity: int, *, join: bool = True):
         """Read tokens with the model's weights as they are now; without ``join`` as they are when it is called."""
         self._trunk, self._cache = model.base_model, cache
-        self._cosine, self._sine = rotations(model, capacity)
+        self._rotations = torch.stack(rotations(model, capacity), 1)  # (capacity, 2, head width)
         self._projections: list[tuple[Projection | None, Projection | None]] = [
             (_joined(layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj),
              _joined(layer.mlp.gate_proj, layer.mlp.up_proj)) if join else (None, None)
@@ -110,7 +110,7 @@ class KnownLayers:
         ]  # fmt: skip
 
     def __call__(self, tokens: Tensor, positions: Tensor, visible: Tensor | None) -> Tensor:
-        cosine, sine = self._cosine[positions].unsqueeze(1), self._sine[positions].unsqueeze(1)  # (B, 1, head width)
+        cosine, sine = self._rotations[positions].split(1, 1)  # (B, 1, head width)
         mask = None if visible is None else visible.bool()[:, None, None]
         hidden = self._trunk.embed_tokens(tokens)  # (B, H)
         layers = zip(self._trunk.layers, self._cache.layers, self._projections, strict=True)
