@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.sampling.converted_weights import ConvertedWeights
+from tgpo_lab.sampling.decoding import KnownLayers, preallocated_cache
+from tgpo_lab.sampling.engine import OwnEngine
 from tgpo_lab.sampling.fixed_shape_decoding import FixedShapeDecoder
 from tgpo_lab.training import train
 
@@ -85,6 +89,70 @@ def test_shared_heads_of_keys_and_autocast(pair):
         found = sample(model, pair, FixedShapeDecoder(model, compiled=False), temperature=0.0)
         wanted = sample(model, pair, None, temperature=0.0)
     assert torch.equal(found.responses[:, 0], wanted.responses[:, 0])  # later ones may differ: sums of bfloat16
+
+
+# ── Weights converted once ───────────────────────────────────────────────────────────────────────
+
+
+class Conversions(TorchDispatchMode):
+    """Counts conversions of float32 matrices to bfloat16, but for activations, which have the rows of the batch."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows, self.count = rows, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if "_to_copy" in str(func) and args[0].ndim == 2 and args[0].dtype == torch.float32:
+            self.count += result.dtype == torch.bfloat16 and args[0].shape[0] not in self.rows
+        return result
+
+
+def autocast(enabled=True):
+    # Without its own cache it converts at every product, as it does within compiled layers.
+    return torch.autocast("cpu", torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+
+def test_converted_weights_change_no_number_and_are_converted_once(model, pair):
+    decoder = FixedShapeDecoder(model, compiled=False)
+    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    with autocast():
+        wanted = sample(model, pair, decoder)
+        with ConvertedWeights(model).renewed("cpu"):
+            assert all(m.weight.dtype == torch.bfloat16 for m in matrices)
+            assert model.get_input_embeddings().weight.dtype == torch.float32  # though it is the output layer's, too
+            found = sample(model, pair, decoder)
+    assert torch.equal(found.responses, wanted.responses) and torch.equal(found.logprobs, wanted.logprobs)
+    with torch.no_grad(), autocast():
+        cache, rows = preallocated_cache(model, 8), {3, 24}
+        model.base_model(torch.ones(3, 7, dtype=torch.long), past_key_values=cache, use_cache=True)
+        read = KnownLayers(model, cache, 8, join=False)
+        one = torch.ones(3, dtype=torch.long), torch.full((3,), 7), None
+        with Conversions(rows) as without:
+            read(*one)
+        cache.layers[0].filled = cache.layers[1].filled = 7
+        with ConvertedWeights(model).renewed("cpu"), Conversions(rows) as converted:
+            read(*one)
+    assert without.count >= 7 * len(cache.layers) and converted.count == 0
+
+
+def test_a_model_has_its_own_weights_back_and_copies_follow_them_in_place(random_pair, monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda read, **options: read)
+    pair = load_pair(random_pair.student, random_pair.teacher)
+    student, layer = pair.student, pair.student.base_model.layers[0].mlp.up_proj
+    own, engine = dict(student.named_parameters()), OwnEngine(student, compile_decoding=True)
+    places = set()
+    for factor in (1.0, 1.5):
+        with torch.no_grad():
+            layer.weight.mul_(factor)
+        with pytest.raises(KeyboardInterrupt), autocast(), engine.load_weights():
+            assert torch.equal(layer.weight, own["model.layers.0.mlp.up_proj.weight"].bfloat16())
+            places.add(layer.weight.data_ptr())
+            raise KeyboardInterrupt
+        assert {name: id(p) for name, p in student.named_parameters()} == {name: id(p) for name, p in own.items()}
+    assert len(places) == 1
+    with engine.load_weights():  # in float32 nothing is converted
+        assert layer.weight is own["model.layers.0.mlp.up_proj.weight"]
 
 
 @pytest.mark.skipif(not COMPILER, reason="torch.compile needs a C++ compiler and Python's headers")

@@ -43,11 +43,11 @@ def test_all_weights_in_float32():
     assert parts["fragments"] == pytest.approx(rest / 10, abs=1)
 
 
-def test_in_bfloat16_keys_take_four_bytes_and_values_two_beside_a_copy_of_the_weights():
-    parts = estimate(precision="bfloat16")
-    assert parts["sampling"] == 512 * (2000 * (100 * 4 + 100 * 2) * 11 + LOGITS)
+def test_in_bfloat16_keys_and_values_take_two_bytes_beside_a_copy_of_the_weights():
+    parts = estimate(precision="bfloat16", gradient_checkpointing=True, micro_batch_tokens=1)
+    assert parts["sampling"] == 512 * (2000 * 200 * 2 * 11 + LOGITS)
     assert parts["copy in bfloat16"] == 2 * 10**9 and parts["teacher"] == 8 * 10**9
-    # Of frozen weights in bfloat16, both take two, and nothing is converted. T = 8·10⁶.
+    # Frozen weights are bfloat16 already, and nothing is converted. T = 8·10⁶.
     parts = estimate(precision="bfloat16", lora_rank=8)
     assert parts["sampling"] == 512 * (2000 * 200 * 2 * 11 + LOGITS) and "copy in bfloat16" not in parts
     assert (parts["adapters"], parts["gradients"], parts["AdamW"]) == (32_000_000, 32_000_000, 64_000_000)
@@ -105,6 +105,20 @@ def test_compiled_decoding_keeps_its_buffers_beside_the_largest_phase():
     assert parts["sampling"] == 512 * (512 * 200 * 4 * 11 + LOGITS)  # of the prompts, before the buffers take them over
 
 
+def test_compiled_decoding_keeps_converted_weights_of_its_own():
+    options = {"compile_decoding": True, "precision": "bfloat16", "gradient_checkpointing": True}
+    # Seven of ten parts of the weights are in the layers, and 2¹⁷ rows of 1,000 are the output layer.
+    copies = 2 * (7 * 10**8 + 2**17 * 1000)
+    parts = estimate(**options, micro_batch_tokens=1, prompts_per_step=1024)
+    assert "sampling" in parts and "copy in bfloat16" not in parts  # autocast finds nothing to convert
+    assert parts["decoding buffers"] == 8192 * 2048 * 200 * 2 * 10 + copies
+    parts = estimate(**options, micro_batch_tokens=2**19)
+    assert "update" in parts and parts["copy in bfloat16"] == 2 * 10**9  # autocast's, beside the other
+    assert parts["decoding buffers"] == 512 * 2048 * 200 * 2 * 10 + copies
+    adapted = estimate(**options, lora_rank=8)
+    assert adapted["decoding buffers"] == 512 * 2048 * 200 * 2 * 10
+
+
 # ── vLLM ─────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -148,7 +162,7 @@ def test_fsdp_shares_the_student_out_and_gathers_it_to_sample():
     parts = estimate(**LONG, processes=4, sharded=True, precision="bfloat16")
     assert (parts["student"], parts["gradients"], parts["AdamW"]) == (10**9, 10**9, 2 * 10**9)
     assert parts["teacher"] == 8 * 10**9  # whole on each
-    assert parts["sampling"] == 128 * (10_000 * 600 * 11 + LOGITS)
+    assert parts["sampling"] == 128 * (10_000 * 400 * 11 + LOGITS)
     assert parts["gathered weights"] == 4 * 10**9 and parts["copy in bfloat16"] == 2 * 10**9
 
 

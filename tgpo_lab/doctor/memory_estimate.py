@@ -8,11 +8,11 @@ else 1. What is there all the time:
     teacher     P·b on every process; of one that is offloaded from a GPU the output layer and the largest module
                 besides; nothing if it is on another device or behind a server
     vLLM        vllm_memory_share of the card, where it does not sleep
-    decoding buffers   with compile_decoding: rows × capacity × layers × one token's keys and values
+    decoding buffers   with compile_decoding: rows × capacity × layers × one token's keys and values; of a float32
+                student that computes in bfloat16 also the weights of its products, ·2
 
-Of one token, the student's keys take (key-value heads × head width)·s and its values as many ·b: rotation makes keys
-as exact as the embeddings, which autocast leaves as they are. Then one phase after the other, and only the largest
-counts:
+Of one token in one layer, keys take (key-value heads × head width)·b and values as many. Then one phase after the
+other, and only the largest counts:
 
     sampling           rows × (prompt + response) × (layers + 1, for the one whose rows are moved) × keys and values;
                        with compile_decoding of the prompts alone; logits of all rows, three times (logits,
@@ -30,9 +30,10 @@ counts:
                        The teacher is there already, but neither gradients nor moments nor vLLM
 
 In the first three, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps its
-converted weights. Rows are those that are written at once, of a step or of the held-out prompts, by one process: its
-share of the prompts, and of them what sampling_rows lets through. The teacher's responses are divided alike, but not
-where they are kept on disk: there every process writes what is missing.
+converted weights; for sampling with compile_decoding the copies above serve. Rows are those that are written at once,
+of a step or of the held-out prompts, by one process: its share of the prompts, and of them what sampling_rows lets
+through. The teacher's responses are divided alike, but not where they are kept on disk: there every process writes what
+is missing.
 
 Added are the device's own context (1 GiB on a GPU) and a tenth for fragments that the allocator cannot use, of all but
 vLLM, which has an allocator of its own.
@@ -175,7 +176,7 @@ def estimate_memory(
     groups = -(-config.prompts_per_step // processes)
     held_out = -(-min(config.evaluation_prompts, PROMPTS_AT_ONCE) // processes)
     at_once = max(rows(groups, config.group_size), rows(held_out, 1))
-    key_and_value = student.keys_and_values * (stored + product) // 2
+    key_and_value = student.keys_and_values * product
     vllm = 0 if own else int(config.vllm_memory_share * card)
     buffers = 0
     if not own:
@@ -190,13 +191,16 @@ def estimate_memory(
         sampling = {"sampling": sampling_of(student, at_once, key_and_value)}
         gathered = student.weights * 4
     copy = student.weights * 2 if half and stored == 4 else 0
-    sampling |= {"copy in bfloat16": copy if own else 0, "gathered weights": gathered if sharded else 0}
+    copied = copy if own and not config.compile_decoding else 0
+    if copy and config.compile_decoding:
+        buffers += 2 * (student.weights - student.outside + student.vocabulary * student.hidden)
+    sampling |= {"copy in bfloat16": copied, "gathered weights": gathered if sharded else 0}
 
     writers = config.prompts_per_step if config.teacher_cache is not None else groups
     written = rows(writers, config.traces_per_prompt) if config.traces_per_prompt else 0
     traces = {
         "teacher's responses": sampling_of(teacher, written, teacher.keys_and_values * product),
-        "copy in bfloat16": copy if own else 0,
+        "copy in bfloat16": copied,
     }
 
     chunk = positions_at_once(min(student.vocabulary, teacher.vocabulary), device)

@@ -29,7 +29,10 @@ class PreallocatedLayer(DynamicLayer):
         self.capacity, self.filled = capacity, 0
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        """Append (B, heads, new, head width) states; return all states so far."""
+        """Append (B, heads, new, head width) states; return all states so far, keys as exact as values."""
+        # Under autocast values are bfloat16 as projected, keys float32 as rotated. Attention would round keys alike,
+        # but all of them again at every token.
+        key_states = key_states.to(value_states.dtype)
         start, self.filled = self.filled, self.filled + key_states.shape[2]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)

@@ -8,7 +8,8 @@ log-probabilities they drew, so the difference to those of the update is measure
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -19,6 +20,7 @@ from ..parallel.placement import device_of
 from ..parallel.sharding import whole_weights
 from ..rollouts import Rollouts
 from .cached_sampling import sample_responses
+from .converted_weights import ConvertedWeights
 from .fixed_shape_decoding import FixedShapeDecoder, require_known_layers
 
 if TYPE_CHECKING:
@@ -73,10 +75,17 @@ class OwnEngine:
         self.device = device_of(model)
         self._model, self._rows_at_once = model, rows_at_once
         self._decoder = FixedShapeDecoder(model, compiled=True) if compile_decoding else None
+        self._converted = ConvertedWeights(model) if compile_decoding else None
 
-    def load_weights(self) -> AbstractContextManager[None]:
-        """Nothing is copied; sharded weights are gathered."""
-        return whole_weights(self._model)
+    @contextmanager
+    def load_weights(self) -> Iterator[None]:
+        """Sharded weights are gathered; for compiled decoding under autocast those of products are converted."""
+        with whole_weights(self._model):
+            if self._converted is None:
+                yield
+            else:
+                with self._converted.renewed(self.device.type):
+                    yield
 
     def sample(self, prompts: list[list[int]], *arguments: object, **options: object) -> Rollouts:
         """See :class:`Engine`."""
