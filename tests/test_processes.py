@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,10 +19,10 @@ from process_group import Group
 from same_run import COMMON, FSDP, assert_same_run, quiet, rows
 
 from tgpo_lab.checkpoints import read_state
-from tgpo_lab.errors import InputError
+from tgpo_lab.errors import InputError, RunError
 from tgpo_lab.methods import make_method
 from tgpo_lab.models.pairs import load_pair
-from tgpo_lab.parallel.processes import ALONE, Processes, start_options
+from tgpo_lab.parallel.processes import ALONE, OtherProcessError, Processes, start_options
 from tgpo_lab.randomness import generator_for
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.sampling.cached_sampling import sample_responses
@@ -332,3 +333,23 @@ def test_processes_that_were_not_joined_are_refused(tiny_config, tmp_path, monke
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match="2 processes were started, but accelerate has not joined them"):
         quiet(tiny_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (dist.DistNetworkError("Broken pipe"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:12210"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RunError("gloo/transport is no part of this sentence of ours"), False),
+    ],
+)
+def test_code_that_communicates_on_its_own_tells_of_a_loss_and_of_nothing_else(error, told):
+    two = Processes(to_go_on="Go on.")
+    two.number = 2
+    with pytest.raises(OtherProcessError if told else type(error)) as raised, two.loss_told():
+        raise error
+    assert (raised.value is not error) == told
+    with pytest.raises(type(error)), ALONE.loss_told():
+        raise error
