@@ -58,8 +58,8 @@ test-class: $(STAMP) ## Install nbgrader and take a class through it
 
 test-extras: $(STAMP) ## Install fused kernels, adapters, mathematical answers, TensorBoard and trl, and run their tests
 	$(INSTALL) -e '.[liger,lora,math,tensorboard,trl]'
-	$(VENV_PYTHON) -m pytest -n 2 tests/test_against_trl.py tests/test_engine.py tests/test_fused_kernels.py tests/test_lora.py \
-		tests/test_memory.py tests/test_positions.py tests/test_rewards.py tests/test_tracking.py \
+	$(VENV_PYTHON) -m pytest -n 2 tests/test_against_trl.py tests/test_engine.py tests/test_engine_processes.py \
+		tests/test_fused_kernels.py tests/test_lora.py tests/test_memory.py tests/test_positions.py tests/test_rewards.py tests/test_tracking.py \
 		tests/test_trl_trainer.py $(ARGS)
 
 test-browser: $(STAMP) ## Run the tests in JupyterLab, Notebook 7 and a headless Chromium, which this installs

@@ -14,15 +14,26 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import importlib
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils import logging as transformers_logging
 
 from tgpo_lab.cli import main
@@ -87,6 +98,27 @@ def random_pair(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> RandomPa
         tokenizer.save_pretrained(folder / name)
     _write_prompts(folder / "prompts")
     return RandomPair(folder / "student", folder / "teacher", folder / "prompts")
+
+
+@pytest.fixture(scope="session")
+def untied_student(random_pair: RandomPair, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The random student with an output matrix of its own. Read only."""
+    folder = tmp_path_factory.mktemp("untied-student")
+    model = AutoModelForCausalLM.from_pretrained(random_pair.student)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(random_pair.student).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The stand-in (tests/stand_in_vllm), importable as vllm."""
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("stand_in_vllm")))
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    yield importlib.import_module("vllm")
+    sys.modules.pop("vllm", None)
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 
 import importlib.util
 import math
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.diagnostics.logprob_noise import response_logprobs
@@ -21,7 +19,6 @@ from tgpo_lab.sampling.engine import OwnEngine
 from tgpo_lab.sampling.vllm_engine import VLLMEngine, checkpoint_weights, require_vllm
 from tgpo_lab.training import train
 
-STAND_IN = Path(__file__).with_name("stand_in_vllm")
 PROMPTS = ["47+85+36=", "7+8=", "12+34+56+78="]
 ENDS = list(range(0, 2048, 4))
 
@@ -31,29 +28,8 @@ def generator(seed: int = 5) -> torch.Generator:
 
 
 @pytest.fixture
-def vllm(monkeypatch):
-    """The stand-in, importable as vllm."""
-    monkeypatch.syspath_prepend(str(STAND_IN))
-    monkeypatch.delitem(sys.modules, "vllm", raising=False)
-    yield importlib.import_module("vllm")
-    sys.modules.pop("vllm", None)
-
-
-@pytest.fixture(scope="module")
-def untied(random_pair, tmp_path_factory) -> Path:
-    """The random student with an output matrix of its own."""
-    folder = tmp_path_factory.mktemp("untied")
-    model = AutoModelForCausalLM.from_pretrained(random_pair.student)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.1)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(random_pair.student).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def pair(untied, random_pair):
-    return load_pair(untied, random_pair.teacher)
+def pair(untied_student, random_pair):
+    return load_pair(untied_student, random_pair.teacher)
 
 
 def sampled(engine, pair, prompts=PROMPTS, tokens=8, ends=ENDS, **options):
@@ -164,6 +140,16 @@ def test_sampling_without_a_generator_is_refused(engine, pair):
 # ── vLLM alone ───────────────────────────────────────────────────────────────────────────────────
 
 
+def test_asleep_it_takes_no_weights_and_gives_no_responses(pair, vllm):
+    """On a GPU its memory belongs to others then."""
+    engine = VLLMEngine(pair.student, max_length=40, precision="float32", sleep=True)
+    sampled(engine, pair)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine.sample(pair.encode(PROMPTS), 8, ENDS, 0, generator=generator())
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        engine._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint_weights(pair.student)})
+
+
 def test_the_models_own_end_token_does_not_end_a_response_that_others_end(pair, vllm):
     pair.student.config.eos_token_id = 1
     engine = VLLMEngine(pair.student, max_length=40, precision="float32")
@@ -253,8 +239,8 @@ def test_another_version_is_one_sentence(vllm, monkeypatch, version):
     require_vllm()
 
 
-def test_a_run_with_vllm_learns_evaluates_and_goes_on_as_if_not_stopped(tiny_config, tmp_path, untied, vllm):
-    changes = {"engine": "vllm", "student": str(untied), "importance_cap": 2.0, "steps": 4}
+def test_a_run_with_vllm_learns_evaluates_and_goes_on_as_if_not_stopped(tiny_config, tmp_path, untied_student, vllm):
+    changes = {"engine": "vllm", "student": str(untied_student), "importance_cap": 2.0, "steps": 4}
     whole = train(tiny_config(tmp_path, **changes, output=str(tmp_path / "whole")), show_progress=False)
     row = read_rows(tmp_path / "whole" / "metrics.jsonl")[1]
     assert row["engine_difference"] < 1e-5 and row["importance_truncated"] == 0.0
@@ -267,9 +253,9 @@ def test_a_run_with_vllm_learns_evaluates_and_goes_on_as_if_not_stopped(tiny_con
         assert torch.equal(a, b)
 
 
-def test_stale_weights_show_in_the_measured_difference(tiny_config, tmp_path, untied, vllm, monkeypatch):
+def test_stale_weights_show_in_the_measured_difference(tiny_config, tmp_path, untied_student, vllm, monkeypatch):
     monkeypatch.setattr(vllm.LLM, "reset_prefix_cache", lambda self: True)
-    config = tiny_config(tmp_path, engine="vllm", student=str(untied))
+    config = tiny_config(tmp_path, engine="vllm", student=str(untied_student))
     train(config, show_progress=False)
     assert read_rows(tmp_path / "run" / "metrics.jsonl")[1]["engine_difference"] > 0.01
 

@@ -1,6 +1,5 @@
 """Several processes on one run: the update and the metrics of one, files from one of them, and all stop together."""
 
-import json
 import os
 import re
 import signal
@@ -12,62 +11,24 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 from hypothesis import given
 from hypothesis import strategies as st
 from process_group import Group
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from same_run import COMMON, FSDP, assert_same_run, quiet, rows
 
 from tgpo_lab.checkpoints import read_state
-from tgpo_lab.errors import InputError
+from tgpo_lab.errors import InputError, RunError
 from tgpo_lab.methods import make_method
 from tgpo_lab.models.pairs import load_pair
-from tgpo_lab.parallel.processes import ALONE, Processes, start_options
+from tgpo_lab.parallel.processes import ALONE, OtherProcessError, Processes, start_options
 from tgpo_lab.randomness import generator_for
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.teacher import ask_teacher
-from tgpo_lab.training import train
 
-FSDP = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 METHODS = ("tgpo", "kdrl", "luffy", "exact-rkl", "tgpo-sampled", "tgpo-unconditioned", "grpo++")
-# Clipping would hide a gradient that is too large by a factor, and so does AdamW; its moments do not.
-COMMON = {"steps": 2, "prompts_per_step": 3, "evaluate_every": 1, "evaluation_prompts": 5, "gradient_terms_every": 1,
-          "checkpoint_every": 1, "max_gradient_norm": 1e6, "measured_positions": 40}  # fmt: skip
-
-
-def quiet(config, **options):
-    return train(config, show_progress=False, **options)
-
-
-def rows(folder: Path) -> list[dict]:
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if "seconds" not in k} for line in lines]
-
-
-def tensors(folder: Path, file: str) -> dict[str, torch.Tensor]:
-    return load_file(latest_checkpoint(folder) / file)
-
-
-def assert_same_run(found: Path, wanted: Path) -> None:
-    """Metrics, weights and moments agree to rounding, and something was learned."""
-    assert len(rows(found)) == len(rows(wanted))
-    for one, other in zip(rows(found), rows(wanted), strict=True):
-        assert list(one) == list(other)
-        for name, value in other.items():
-            # What the engine is measured by is rounding itself, of which sharded weights have another.
-            rounding = 1e-5 if name.startswith("engine_") else 1e-6
-            assert one[name] == pytest.approx(value, rel=3e-5, abs=rounding), name
-    for file in ("model.safetensors", "optimizer.safetensors"):
-        one, other = tensors(found, file), tensors(wanted, file)
-        assert one.keys() == other.keys()
-        for name, tensor in other.items():
-            assert one[name].shape == tensor.shape and one[name].dtype == tensor.dtype
-            torch.testing.assert_close(one[name], tensor, rtol=1e-3, atol=1e-4 * float(tensor.abs().max()), msg=name)
-    start = load_file(sorted((wanted / "checkpoints").iterdir())[0] / "model.safetensors")
-    assert max(float((tensors(wanted, "model.safetensors")[n] - start[n]).abs().max()) for n in start) > 1e-5
-
 
 # ── The same update as one process ───────────────────────────────────────────────────────────────
 
@@ -101,22 +62,11 @@ def test_a_process_without_prompts_takes_part_and_mini_batches_are_those_of_one(
         assert_same_run(Path(config.output), Path(config.output + "-one"))
 
 
-@pytest.fixture
-def untied_student(random_pair, tmp_path) -> str:
-    """The same student with an output matrix of its own."""
-    model = AutoModelForCausalLM.from_pretrained(random_pair.student)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.1)
-    model.save_pretrained(tmp_path / "untied")
-    AutoTokenizer.from_pretrained(random_pair.student).save_pretrained(tmp_path / "untied")
-    return str(tmp_path / "untied")
-
-
 def test_sharded_weights_make_the_same_update(tiny_config, tmp_path, untied_student):
     uneven = {**COMMON, "micro_batch_tokens": 40}  # so that one process has more micro-batches than the other
     configs = [
         tiny_config(tmp_path, method="tgpo", output=str(tmp_path / "tied"), **uneven, gradient_checkpointing=True),
-        tiny_config(tmp_path, method="luffy", output=str(tmp_path / "untied-run"), student=untied_student, **uneven),
+        tiny_config(tmp_path, method="luffy", output=str(tmp_path / "untied"), student=str(untied_student), **uneven),
         tiny_config(tmp_path, method="exact-rkl", output=str(tmp_path / "several"), mini_batches=2, passes=2,
                     **{**uneven, "prompts_per_step": 2, "evaluation_prompts": 2}),  # one process has none of either
     ]  # fmt: skip
@@ -383,3 +333,23 @@ def test_processes_that_were_not_joined_are_refused(tiny_config, tmp_path, monke
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with pytest.raises(InputError, match="2 processes were started, but accelerate has not joined them"):
         quiet(tiny_config(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "error, told",
+    [
+        (dist.DistBackendError("NCCL error: remote process exited or there was a network error"), True),
+        (dist.DistNetworkError("Broken pipe"), True),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:12210"), True),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), False),
+        (RunError("gloo/transport is no part of this sentence of ours"), False),
+    ],
+)
+def test_code_that_communicates_on_its_own_tells_of_a_loss_and_of_nothing_else(error, told):
+    two = Processes(to_go_on="Go on.")
+    two.number = 2
+    with pytest.raises(OtherProcessError if told else type(error)) as raised, two.loss_told():
+        raise error
+    assert (raised.value is not error) == told
+    with pytest.raises(type(error)), ALONE.loss_told():
+        raise error

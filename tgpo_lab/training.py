@@ -72,7 +72,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     require_packages(config, accelerator.device)
     keep_freed_memory()
 
-    with told_while_loading():
+    with processes.loss_told(), told_while_loading():
         run = prepare(config, processes, accelerator.device, resume=resume)
     pair, method, optimizer, parameters, log = run.pair, run.method, run.optimizer, run.parameters, run.log
     student, teacher = pair.student, run.teacher
@@ -115,7 +115,13 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     step, stopping, seconds_save = run.first_step, False, 0.0
     show_progress = show_progress and processes.is_first
     progress = TrainingProgress(method_name(method), step, config.steps, show_progress)
-    with full_memory_or_disk_told(directory), StopRequest() as stop, progress, ExitStack() as trackers:
+    with (
+        processes.loss_told(),
+        full_memory_or_disk_told(directory),
+        StopRequest() as stop,
+        progress,
+        ExitStack() as trackers,
+    ):
         if not resume:
             save(0)  # from here on there is always a whole checkpoint to go back to
         track = trackers.enter_context(tracked(accelerator, directory, config.as_dict()))

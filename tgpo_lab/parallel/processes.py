@@ -14,7 +14,8 @@ several times. Within its no_sync it would send as many bytes, since the loop ne
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -125,14 +126,33 @@ class Processes:
         if self.any(error is not None):
             raise error or OtherProcessError(f"The first process has stopped; it says why. {self._to_go_on}")
 
+    @contextmanager
+    def loss_told(self) -> Iterator[None]:
+        """Context of code that communicates on its own, as FSDP and vLLM do: there, too, a loss is one sentence.
+
+        Raises:
+            OtherProcessError: another process is gone.
+        """
+        try:
+            yield
+        except RunError:
+            raise
+        except RuntimeError as error:
+            if self.number == 1 or not _is_lost_connection(error):
+                raise
+            raise self._lost(error) from error
+
     def _wait(self, communicate: Callable[[], object]) -> object:
         try:
             return communicate()
         except RuntimeError as error:  # of gloo and NCCL alike
-            reason = str(error).strip().split("\n")[0][-120:]
-            raise OtherProcessError(
-                f"Another of the {self.number} processes has ended or does not answer ({reason}). {self._to_go_on}"
-            ) from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> OtherProcessError:
+        reason = str(error).strip().split("\n")[0][-120:]
+        return OtherProcessError(
+            f"Another of the {self.number} processes has ended or does not answer ({reason}). {self._to_go_on}"
+        )
 
 
 ALONE = Processes()
@@ -179,3 +199,8 @@ def _refuse_unknown(accelerator: Accelerator) -> None:
             f"The loop cannot work under {kind}. Start it with accelerate launch --multi_gpu, with accelerate launch "
             "--use_fsdp --fsdp_version 2, or with torchrun."
         )
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    """Of NCCL and of the store where processes meet it is an error of its own type, of gloo a text alone."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

