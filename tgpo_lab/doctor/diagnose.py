@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig
 
+from ..byte_sizes import readable_bytes
 from ..config import TrainConfig
 from ..errors import InputError
 from ..loop.out_of_memory import OutOfMemoryError, told_while_loading
@@ -202,9 +203,9 @@ def _check_memory(
         )  # fmt: skip
 
     found.memory = estimate(config, processes, sharded)
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in found.memory.parts.items())
+    parts = ", ".join(f"{name} {readable_bytes(size)}" for name, size in found.memory.parts.items())
     each = f" on each of {processes} devices" if processes > 1 else ""
-    needed = f"{_size(found.memory.total)} of {_size(available)}{each}"
+    needed = f"{readable_bytes(found.memory.total)} of {readable_bytes(available)}{each}"
     text = f"{needed}, with prompts of up to {USUAL_PROMPT} tokens: {parts}."
     advice = []
     if found.memory.total > NEARLY_FULL * available:
@@ -226,16 +227,17 @@ def _check_machine(
     change = "Take a machine with more memory"
     change += ", or --no-teacher-offload --teacher-server ADDRESS." if config.teacher_offload else "."
     level, change = _fullness(needed, total, change)
-    named = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    named = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items())
     whose = f"the {processes} processes" if processes > 1 else "the process"
-    text = f"{_size(needed)} of {_size(total)}, beside the GPU's own, for {whose} on this machine: {named}."
+    compared = f"{readable_bytes(needed)} of {readable_bytes(total)}"
+    text = f"{compared}, beside the GPU's own, for {whose} on this machine: {named}."
     found.add(level, "machine's memory", text, change)
 
 
 def _advised(advice: list[Advice]) -> str:
     """One sentence or two; each option with what it saves alone."""
     same, other = (
-        ", ".join(f"{a.text} ({_size(a.saves)} less)" for a in advice if a.another_run == another)
+        ", ".join(f"{a.text} ({readable_bytes(a.saves)} less)" for a in advice if a.another_run == another)
         for another in (False, True)
     )
     sentences = [f"Any of {same}." if same else "", f"Or, for another run, {other}." if other else ""]
@@ -250,7 +252,12 @@ def _check_disk(found: Diagnosis, config: TrainConfig, student: Shape) -> None:
     folder = next(p for p in [Path(config.output).absolute(), *Path(config.output).absolute().parents] if p.exists())
     free = shutil.disk_usage(folder).free
     level, change = _fullness(one * count, free, "Lower keep_checkpoints, or give another output folder.")
-    found.add(level, "disk", f"{count} checkpoints of {_size(one)} need {_size(one * count)} of {_size(free)}.", change)
+    found.add(
+        level,
+        "disk",
+        f"{count} checkpoints of {readable_bytes(one)} need {readable_bytes(one * count)} of {readable_bytes(free)}.",
+        change,
+    )
 
 
 def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Path | None) -> Dataset:
@@ -292,7 +299,3 @@ def _fullness(needed: int, available: int, change: str) -> tuple[str, str]:
     if needed > available:
         return "refused", change
     return ("warning", change) if needed > NEARLY_FULL * available else ("ok", "")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
