@@ -14,7 +14,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import importlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,15 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 from transformers.utils import logging as transformers_logging
 
 from tgpo_lab.cli import main
@@ -117,6 +127,27 @@ def tiny_config(random_pair: RandomPair) -> Callable[..., TrainConfig]:
         return TrainConfig(**{**values, **changes})
 
     return make
+
+
+@pytest.fixture
+def vllm(monkeypatch):
+    """The stand-in of tests/stand_in_vllm, importable as vllm."""
+    monkeypatch.syspath_prepend(str(Path(__file__).with_name("stand_in_vllm")))
+    monkeypatch.delitem(sys.modules, "vllm", raising=False)
+    yield importlib.import_module("vllm")
+    sys.modules.pop("vllm", None)
+
+
+@pytest.fixture(scope="session")
+def untied(random_pair, tmp_path_factory) -> Path:
+    """The random student with an output matrix of its own, as vLLM wants it on a CPU."""
+    folder = tmp_path_factory.mktemp("untied")
+    model = AutoModelForCausalLM.from_pretrained(random_pair.student)
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(random_pair.student).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture

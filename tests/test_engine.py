@@ -2,13 +2,12 @@
 
 import importlib.util
 import math
-import sys
-from pathlib import Path
+import shutil
 
 import pytest
 import torch
 from scipy.stats import chisquare
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.diagnostics.logprob_noise import response_logprobs
@@ -21,34 +20,12 @@ from tgpo_lab.sampling.engine import OwnEngine
 from tgpo_lab.sampling.vllm_engine import VLLMEngine, checkpoint_weights, require_vllm
 from tgpo_lab.training import train
 
-STAND_IN = Path(__file__).with_name("stand_in_vllm")
 PROMPTS = ["47+85+36=", "7+8=", "12+34+56+78="]
 ENDS = list(range(0, 2048, 4))
 
 
 def generator(seed: int = 5) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def vllm(monkeypatch):
-    """The stand-in, importable as vllm."""
-    monkeypatch.syspath_prepend(str(STAND_IN))
-    monkeypatch.delitem(sys.modules, "vllm", raising=False)
-    yield importlib.import_module("vllm")
-    sys.modules.pop("vllm", None)
-
-
-@pytest.fixture(scope="module")
-def untied(random_pair, tmp_path_factory) -> Path:
-    """The random student with an output matrix of its own."""
-    folder = tmp_path_factory.mktemp("untied")
-    model = AutoModelForCausalLM.from_pretrained(random_pair.student)
-    model.config.tie_word_embeddings = False
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.1)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(random_pair.student).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture
@@ -265,6 +242,27 @@ def test_a_run_with_vllm_learns_evaluates_and_goes_on_as_if_not_stopped(tiny_con
     resumed = train(config, resume=True, show_progress=False)
     for a, b in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_run_goes_on_with_another_share_of_the_memory_and_the_same_numbers(tiny_config, tmp_path, untied, vllm):
+    changes = {"engine": "vllm", "student": str(untied)}
+    train(tiny_config(tmp_path, **changes, steps=2), show_progress=False)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    same, other = (
+        train(tiny_config(tmp_path, **changes, steps=4, output=str(tmp_path / name), **memory), resume=True,
+              show_progress=False)
+        for name, memory in (("run", {}), ("copy", {"vllm_memory_share": 0.2, "vllm_sleep": True}))
+    )  # fmt: skip
+    for a, b in zip(same.student.parameters(), other.student.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="was made with engine='vllm', not 'own'"):
+        train(tiny_config(tmp_path, steps=5, student=str(untied)), resume=True, show_progress=False)
+
+
+def test_compiled_decoding_is_not_changed_on_a_resume(tiny_config, tmp_path):
+    train(tiny_config(tmp_path), show_progress=False)
+    with pytest.raises(InputError, match="was made with compile_decoding=False, not True"):
+        train(tiny_config(tmp_path, compile_decoding=True), resume=True, show_progress=False)
 
 
 def test_stale_weights_show_in_the_measured_difference(tiny_config, tmp_path, untied, vllm, monkeypatch):

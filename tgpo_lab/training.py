@@ -116,7 +116,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     step, stopping, seconds_save = run.first_step, False, 0.0
     show_progress = show_progress and processes.is_first
     progress = TrainingProgress(method_name(method), step, config.steps, show_progress)
-    with full_memory_or_disk_told(directory), StopRequest() as stop, progress, ExitStack() as trackers:
+    with full_memory_or_disk_told(config), StopRequest() as stop, progress, ExitStack() as trackers:
         if not resume:
             save(0)  # from here on there is always a whole checkpoint to go back to
         track = trackers.enter_context(tracked(accelerator, directory, config.as_dict()))
