@@ -1,5 +1,6 @@
 """The doctor's sampling noise: of the path that the run samples by, whichever it is, against the update."""
 
+import json
 import re
 from dataclasses import replace
 
@@ -152,9 +153,12 @@ def test_a_vllm_that_refuses_the_run_is_the_sentence_of_training(tiny_config, tm
         raise ValueError(f"User-specified max_model_len ({max_model_len}) is too long.")
 
     monkeypatch.setattr(vllm.LLM, "__init__", short)
-    config = tiny_config(tmp_path, engine="vllm", student=str(untied), max_new_tokens=90)
+    prompts = ["12+34+56+78="] + ["7+8="] * 9  # the first is trained on alone
+    rows = [json.dumps({"prompt": prompt, "answer": "15"}) + "\n" for prompt in prompts]
+    (tmp_path / "train.jsonl").write_text("".join(rows))
+    config = tiny_config(tmp_path, engine="vllm", student=str(untied), max_new_tokens=90, dataset=str(tmp_path))
     (refusal,) = [f for f in diagnose(config, prompts=2, card_tokens=4, device="cpu").findings if f.level == "refused"]
-    with pytest.raises(InputError, match=r"max_model_len \(96\) is too long") as error:  # prompts of 6 tokens
+    with pytest.raises(InputError, match=r"max_model_len \(102\) is too long") as error:  # 12 and 90
         train(config, show_progress=False)
     assert refusal.text == str(error.value)
 
