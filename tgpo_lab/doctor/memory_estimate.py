@@ -19,12 +19,12 @@ counts:
                        probabilities, padding). vLLM that sleeps: its share of the card, and nothing of this.
                        Under FSDP all weights are gathered for it, P·4; for vLLM one at a time.
     teacher's responses   the same of the teacher, for methods that learn from them
-    update             tokens of a micro-batch × what the layers keep for the backward pass (see Shape); scores of all
-                       layers, and twice more of the one at work (their gradients); logits of the
-                       positions that are projected at once, five times (logits, log-softmax, their gradients, one
-                       spare). Under FSDP what is outside the decoder layers stays gathered from the forward to the
-                       end of the backward pass, weights and gradients: ·8; of the layers the one at work, ·8, and the
-                       next one's weights, ·4.
+    update             tokens of a micro-batch × what the layers keep for the backward pass (see Shape); scores of the
+                       layers, of one with gradient_checkpointing, and twice more of the one at work (their gradients);
+                       logits of the positions that are projected at once, five times (logits, log-softmax, their
+                       gradients, one spare). Under FSDP what is outside the decoder layers stays gathered from the
+                       forward to the end of the backward pass, weights and gradients: ·8; of the layers the one at
+                       work, ·8, and the next one's weights, ·4.
     teacher pass       as the update, without a backward pass: one layer, its scores three times
     optimizer step     on a GPU, where AdamW takes all weights at once: T·4/F for the root of the second moments
     loading            under FSDP, where every process loads the whole student before it is shared out: P·s − P·s/F.
@@ -40,10 +40,10 @@ Scores are attention's weights, 4 bytes each, where it holds them all at once:
     eager attention    of architectures that know no other: heads × tokens × (prompt + response); in bfloat16 a copy of
                        2 bytes besides
 
-In the first three, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps its
-converted weights. Rows are those that are written at once, of a step or of the held-out prompts, by one process: its
-share of the prompts, and of them what sampling_rows lets through. The teacher's responses are divided alike, but not
-where they are kept on disk: there every process writes what is missing.
+In the first three phases, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps
+its converted weights. Rows are those that are written at once, of a step or of the held-out prompts, by one process:
+its share of the prompts, and of them what sampling_rows lets through. The teacher's responses are divided alike, but
+not where they are kept on disk: there every process writes what is missing.
 
 Added are the device's own context (1 GiB on a GPU) and a tenth for fragments that the allocator cannot use, of all but
 vLLM, which has an allocator of its own.
