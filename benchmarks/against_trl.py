@@ -31,7 +31,7 @@ from kept_results import RESULTS, keep_results
 from programs import DISTILLATION, GRPO, LOOP, LOOP_MEASURING
 from trl_tables import CAVEAT, tables
 
-from tgpo_lab.allocation_errors import is_out_of_memory
+from tgpo_lab.allocation_errors import is_killed_for_memory, is_out_of_memory
 from tgpo_lab.benchmark import in_own_process, measure_case
 from tgpo_lab.benchmark_cases import CASES, ENGINES, Case, require_memory_and_disk
 from tgpo_lab.provenance import provenance
@@ -119,7 +119,8 @@ class Worker:
         """Take one step; seconds by the clock and of processor time, and peak memory in bytes.
 
         Raises:
-            RuntimeError: the process has ended; with the last lines of its errors.
+            MemoryError: the process was killed, as Linux does when memory runs out.
+            RuntimeError: it has ended otherwise; with the last lines of its errors.
         """
         with suppress(BrokenPipeError):  # its output has ended, too
             self._process.stdin.write("step\n")
@@ -128,7 +129,8 @@ class Worker:
             if line.startswith("RESULT "):
                 return json.loads(line.removeprefix("RESULT "))
         status = self._process.wait()
-        raise RuntimeError(f"{self.name} ended with status {status}:\n{self._errors.read_text()[-4000:]}")
+        said = f"{self.name} ended with status {status}:\n{self._errors.read_text()[-4000:]}"
+        raise MemoryError(said) if is_killed_for_memory(status) else RuntimeError(said)
 
 
 def steps_of(programs: dict[str, int], case: str, allocator: str, folder: Path, options: Options) -> dict[str, list]:
@@ -161,7 +163,7 @@ def fastest(name: str, case: str, allocator: str, folder: Path, options: Options
         with Worker(name, case, options.engine, folder, allocator, micro_batch_rows) as worker:
             try:
                 taken = [worker.step() for _ in range(1 + rounds)][1:]
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
                 break  # larger ones need more

@@ -15,26 +15,25 @@ from __future__ import annotations
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import tyro
+from bad_input import require_at_least, run_script
 from playwright.sync_api import Browser, sync_playwright
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.files import write_json
 from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.provenance import provenance
-from tgpo_lab.random_pair import RandomPair, Shape, write_random_pair
+from tgpo_lab.random_pair import Dimensions, RandomPair, write_random_pair
 from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.widgets import GuidanceExplorer
 
 RESULTS = Path(__file__).parent / "results" / "explorer_speed.json"
-PAIR = RandomPair(Shape(64, 2, 4), Shape(128, 3, 4), vocabulary_size=2048, prompt_tokens=9)
+PAIR = RandomPair(Dimensions(64, 2, 4), Dimensions(128, 3, 4), vocabulary_size=2048, prompt_tokens=9)
 
 # A task that is posted from within a frame's callback runs once that frame has been painted.
 PAINTED = """const painted = () => new Promise((done) => requestAnimationFrame(() => {
@@ -84,6 +83,9 @@ class Options:
     note: str = ""
     """Whatever a reader should know of the machine."""
 
+    def __post_init__(self) -> None:
+        require_at_least(1, self, "tokens", "loads", "hovers")
+
 
 def write_page(options: Options, folder: Path) -> tuple[Path, dict[str, float]]:
     """The standalone page of a long random response, and the seconds that Python took for it."""
@@ -132,16 +134,15 @@ def spread(values: list[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 1), "min": round(min(values), 1), "max": round(max(values), 1)}
 
 
-def main() -> int:
-    """Measure and write the result."""
-    options = tyro.cli(Options)
-    if options.tokens < 1 or options.loads < 1 or options.hovers < 1:
-        print("tokens, loads and hovers must be 1 or more.", file=sys.stderr)
-        return 2
+def main(options: Options) -> None:
+    """Measure and write the result.
+
+    Raises:
+        InputError: there is no Chromium.
+    """
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        print("There is no Chromium: install it, or set CHROMIUM to its path.", file=sys.stderr)
-        return 2
+        raise InputError("There is no Chromium: install it, or set CHROMIUM to its path.")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         page, seconds = write_page(options, Path(folder))
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
@@ -166,8 +167,7 @@ def main() -> int:
         print(
             f"{name.removesuffix('_ms').replace('_', ' ')}: {result[name]['median']} ms (largest {result[name]['max']})"
         )
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_script(main, Options)

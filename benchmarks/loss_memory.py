@@ -14,7 +14,6 @@ new run replaces the one of the same.
 from __future__ import annotations
 
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +31,7 @@ from kept_results import RESULTS, keep_results
 from loss_runs import earlier_runs, table, with_run
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from tgpo_lab.allocation_errors import is_out_of_memory
+from tgpo_lab.allocation_errors import is_killed_for_memory, is_out_of_memory
 from tgpo_lab.batch import Batch
 from tgpo_lab.benchmark import peak_memory
 from tgpo_lab.errors import RunError
@@ -223,7 +222,7 @@ def compare(loss: str, options: Options) -> dict[str, object]:
             file.flush()
             command = [sys.executable, __file__, version, loss, file.name]
             run = subprocess.run(command, capture_output=True, text=True, check=False)
-        if run.returncode == -signal.SIGKILL:  # so Linux ends a process when memory runs out
+        if is_killed_for_memory(run.returncode):
             entries[version] = None
             continue
         if run.returncode:

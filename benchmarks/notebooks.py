@@ -8,9 +8,10 @@ Writes benchmarks/results/notebooks.json. Times are what README.md and the noteb
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
+from bad_input import run_script
 
 from tgpo_lab.classroom import learner_notebook, notebook_sources, run_notebook
 from tgpo_lab.files import write_json
@@ -19,7 +20,12 @@ from tgpo_lab.provenance import provenance
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Options:
+    """Run every learner's notebook and write how long each takes. There are no options."""
+
+
+def main(options: Options) -> None:
     """Run all notebooks and write their times."""
     seconds = {}
     for source in notebook_sources(ROOT / "notebooks"):
@@ -32,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)  # for --help: there are no options
+    run_script(main, Options)

@@ -20,6 +20,7 @@ import torch
 
 from tgpo_lab.benchmark import peak_memory
 from tgpo_lab.benchmark_cases import CASES, ENGINES, Case
+from tgpo_lab.precision import dtype_of
 from tgpo_lab.random_pair import paths_of
 
 LOOP, LOOP_MEASURING = "tgpo_lab", "tgpo_lab, measuring"
@@ -135,9 +136,7 @@ def run_trl(name: str, case_name: str, engine: str, folder: Path, micro_batch_ro
     else:
         trainer = DistillationTrainer(
             student,
-            teacher_model=AutoModelForCausalLM.from_pretrained(
-                paths["teacher"], dtype=torch.bfloat16 if half else torch.float32
-            ),
+            teacher_model=AutoModelForCausalLM.from_pretrained(paths["teacher"], dtype=dtype_of(config.precision)),
             args=DistillationConfig(shuffle_dataset=False, **common),
             # It samples once for each row, so a prompt stands there as often as it is sampled.
             train_dataset=Dataset.from_dict({"prompt": [p for p in prompts for _ in range(config.group_size)]}),

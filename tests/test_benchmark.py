@@ -16,13 +16,13 @@ from tgpo_lab.bandwidth import bandwidth, bytes_of_sampling
 from tgpo_lab.benchmark import floor_of_sampling, in_own_process, measure_case, peak_memory, utilisation
 from tgpo_lab.benchmark_cases import CASES, ENGINES, Case, require_memory_and_disk
 from tgpo_lab.cli import bench
-from tgpo_lab.doctor.memory_estimate import shape_of
+from tgpo_lab.doctor.model_shape import shape_of
 from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import load_without_weights
 from tgpo_lab.operations import PHASES, MatrixRates, Product, Work, work_of_step
-from tgpo_lab.random_pair import RandomPair, Shape, write_random_pair
+from tgpo_lab.random_pair import Dimensions, RandomPair, write_random_pair
 
-PAIR = RandomPair(Shape(16, 1, 2), Shape(32, 1, 2), vocabulary_size=64, prompt_tokens=5)
+PAIR = RandomPair(Dimensions(16, 1, 2), Dimensions(32, 1, 2), vocabulary_size=64, prompt_tokens=5)
 CASE = Case("test", PAIR, {"prompts_per_step": 2, "group_size": 2, "max_new_tokens": 6})
 # Per layer 8·8 for queries and for the output, 8·4 for keys and for values, three times 8·12: 480 and two norms of 8.
 GROUPED = LlamaConfig(

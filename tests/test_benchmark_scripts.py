@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -100,6 +101,34 @@ def test_what_cannot_work_is_one_sentence(script, arguments, said, without_vllm)
     assert run.returncode == 2 and run.stdout == ""
     assert run.stderr.startswith(f"{script}: {said}") and run.stderr.count("\n") == 1
     assert README.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--hovers", "0"], "hovers must be 1 or more, but is 0."),
+        ([], "There is no Chromium: install it, or set CHROMIUM to its path."),
+    ],
+)
+def test_the_explorer_is_not_timed_without_tokens_or_chromium(arguments, said, tmp_path):
+    pytest.importorskip("playwright", reason="needs the extra browser")
+    run = run_script("explorer_speed.py", *arguments, f"--output={tmp_path / 'out.json'}", PATH="", CHROMIUM="")
+    assert (run.returncode, run.stdout, run.stderr) == (2, "", f"explorer_speed.py: {said}\n")
+
+
+def test_a_notebook_that_fails_is_said_and_nothing_is_written(tmp_path):
+    """The script beside notebooks of its own, of which the first has a cell that fails."""
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("notebooks.py", "bad_input.py"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    (tmp_path / "notebooks" / "source").mkdir(parents=True)
+    (tmp_path / "notebooks" / "source" / "01_fails.py").write_text("# %% [markdown]\n# # Head\n\n# %%\n1 / 0\n")
+    run = subprocess.run(
+        [sys.executable, "notebooks.py"], capture_output=True, text=True, cwd=tmp_path / "benchmarks",
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert run.returncode == 2 and run.stderr.startswith("notebooks.py: A cell failed: "), run.stderr
+    assert "ZeroDivisionError" in run.stderr and not (tmp_path / "benchmarks" / "results").exists()
 
 
 def test_programs_say_what_they_are_called_with():

@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+import shutil
 
 import pytest
 import torch
@@ -251,6 +252,29 @@ def test_a_run_with_vllm_learns_evaluates_and_goes_on_as_if_not_stopped(tiny_con
     resumed = train(config, resume=True, show_progress=False)
     for a, b in zip(whole.student.parameters(), resumed.student.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_run_goes_on_with_another_share_of_the_memory_and_the_same_numbers(
+    tiny_config, tmp_path, untied_student, vllm
+):
+    changes = {"engine": "vllm", "student": str(untied_student)}
+    train(tiny_config(tmp_path, **changes, steps=2), show_progress=False)
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    same, other = (
+        train(tiny_config(tmp_path, **changes, steps=4, output=str(tmp_path / name), **memory), resume=True,
+              show_progress=False)
+        for name, memory in (("run", {}), ("copy", {"vllm_memory_share": 0.2, "vllm_sleep": True}))
+    )  # fmt: skip
+    for a, b in zip(same.student.parameters(), other.student.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(InputError, match="was made with engine='vllm', not 'own'"):
+        train(tiny_config(tmp_path, steps=5, student=str(untied_student)), resume=True, show_progress=False)
+
+
+def test_compiled_decoding_is_not_changed_on_a_resume(tiny_config, tmp_path):
+    train(tiny_config(tmp_path), show_progress=False)
+    with pytest.raises(InputError, match="was made with compile_decoding=False, not True"):
+        train(tiny_config(tmp_path, compile_decoding=True), resume=True, show_progress=False)
 
 
 def test_stale_weights_show_in_the_measured_difference(tiny_config, tmp_path, untied_student, vllm, monkeypatch):

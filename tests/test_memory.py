@@ -1,16 +1,30 @@
 """The estimate of memory against what models, optimisers, caches and checkpoints really take."""
 
 import importlib.util
+import weakref
+from dataclasses import replace
 
 import pytest
 import torch
 from published_models import QWEN
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from tgpo_lab.config import TrainConfig
-from tgpo_lab.doctor.memory_estimate import checkpoint_bytes, estimate_memory, shape_of
+from tgpo_lab.doctor.memory_estimate import checkpoint_bytes, estimate_memory
+from tgpo_lab.doctor.model_shape import shape_of
 from tgpo_lab.methods import make_method
 from tgpo_lab.models.lora import add_adapters
+from tgpo_lab.models.policy import response_hidden_states
+from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.sampling.decoding import preallocated_cache
 from tgpo_lab.training import train
@@ -68,25 +82,160 @@ def test_the_largest_module_of_a_mixture_is_one_layers_experts():
     assert shape_of(QWEN["Qwen/Qwen3-8B"]).largest == 151936 * 4096  # the embeddings
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_what_layers_keep_for_the_backward_pass_is_about_as_estimated(name):
-    model, tokens = MODELS[name], 256
-    kept: dict[int, int] = {}
-    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+# ── What passes through the layers take ──────────────────────────────────────────────────────────
+
+PASSING = {
+    **MODELS,
+    "llama, no shared heads": LlamaForCausalLM(LlamaConfig(**{**SMALL, "num_key_value_heads": 4})),
+    "qwen3, no shared heads": Qwen3ForCausalLM(Qwen3Config(**{**SMALL, "num_key_value_heads": 4}, head_dim=32)),
+    "eager": AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("codegen", vocab_size=512, n_embd=64, n_layer=3, n_head=4, rotary_dim=8, n_positions=256)
+    ).eval(),
+}
+# Prompts, samples of each, tokens of a prompt, of a response. The last response has more scores than are held at once.
+BATCHES = [(4, 4, 2, 128), (8, 4, 8, 60), (2, 4, 16, 160)]
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of all tensors made within the context, at their most."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        made = function(*arguments, **(options or {}))
+        for tensor in tree_iter(made):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self._seen:
+                storage = tensor.untyped_storage()
+                self._seen.add(storage._cdata)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return made
+
+    def _freed(self, storage: int, size: int) -> None:
+        self._seen.discard(storage)
+        self.now -= size
+
+
+def written(prompts: int, samples: int, prompt: int, response: int) -> Rollouts:
+    """Responses to distinct prompts, every second of which has a token less."""
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(512, (prompt - row % 2,), generator=generator).tolist() for row in range(prompts)]
+    responses = torch.randint(512, (prompts * samples, response), generator=generator)
+    mask = torch.ones_like(responses, dtype=torch.bool)
+    return Rollouts([text for text in texts for _ in range(samples)], responses, mask, mask.all(-1), 0)
+
+
+def estimated(name: str, batch: tuple[int, int, int, int], phase: str, **changes) -> int:
+    """Bytes of a phase without its logits. The other model's vocabulary of one token lets them decide the largest."""
+    prompts, samples, prompt, response = batch
+    shape = shape_of(PASSING[name].config)
+    other = replace(shape, vocabulary=1)
+    config = TrainConfig(
+        prompts_per_step=prompts, group_size=samples, max_new_tokens=response, evaluation_prompts=1,
+        micro_batch_tokens=prompts * samples * (prompt + response), **changes,
+    )  # fmt: skip
+    shapes, times = ((shape, other), 5) if phase == "update" else ((other, shape), 3)
+    found = estimate_memory(config, *shapes, prompt_tokens=prompt, device="cpu").parts[phase]
+    return found - times * 2**21 * shape.vocabulary * 4
+
+
+def kept(name: str, batch: tuple[int, int, int, int]) -> list[int]:
+    """Bytes of each tensor that the layers keep for the backward pass, as the loop calls them, on rollouts."""
+    own = {parameter.untyped_storage().data_ptr() for parameter in PASSING[name].parameters()}
+    sizes: dict[int, int] = {}
 
     def pack(tensor):
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        hidden = model.base_model(torch.randint(0, 512, (2, tokens // 2)), use_cache=False).last_hidden_state
-    measured = sum(kept.values())
-    assert hidden.requires_grad
-    shape = shape_of(model.config)
-    estimated = tokens * shape.layers * (2 * shape.hidden + shape.kept) * 4
-    assert 0.6 < measured / estimated < 1.4, (measured, estimated)
+        assert response_hidden_states(PASSING[name], written(*batch)).requires_grad
+    return list(sizes.values())
+
+
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize("name", MODELS)
+def test_what_layers_keep_for_the_backward_pass_is_about_as_estimated(name, batch):
+    ratio = sum(kept(name, batch)) / estimated(name, batch, "update")
+    assert 0.9 < ratio < 1.4, ratio
+
+
+@pytest.mark.parametrize("name", [name for name in PASSING if "no shared" in name])
+def test_plain_attention_keeps_one_tensor_of_scores_in_each_layer(name):
+    for (prompts, samples, prompt, response), held in zip(BATCHES, (True, True, False), strict=True):
+        of_responses = prompts * samples * 4 * (response - 1) * (prompt + response - 1) * 4
+        assert kept(name, (prompts, samples, prompt, response)).count(of_responses) == (3 if held else 0)
+
+
+@pytest.mark.parametrize("batch", BATCHES[:2])
+@pytest.mark.parametrize("name", [name for name in PASSING if name not in MODELS])
+def test_passes_of_layers_that_hold_scores_take_about_what_is_estimated(name, batch):
+    """Forward and backward for the update, forward for the teacher."""
+    model, rollouts = PASSING[name], written(*batch)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with Peak() as update:
+        hidden = response_hidden_states(model, rollouts)
+        hidden.backward(torch.ones_like(hidden))
+    with torch.no_grad(), Peak() as teacher_pass:
+        response_hidden_states(model, rollouts)
+    measured = {"update": update.most, "teacher pass": teacher_pass.most}
+    ratios = {phase: size / estimated(name, batch, phase) for phase, size in measured.items()}
+    assert 0.8 < ratios["update"] < 1.2 and 0.6 < ratios["teacher pass"] < 1.2, ratios
+
+
+def test_scores_by_hand():
+    batch = (8, 4, 8, 60)
+    tokens, heads, layers = 8 * 4 * 68, 4, 3
+    # Sixty for each token, and eight by eight of each prompt; of three layers, and two more.
+    held = heads * (tokens * 60 + 8 * 8 * 8) * 4
+    name = "llama, no shared heads"
+
+    def of_scores(phase: str, name: str = name, batch=batch, **changes) -> int:
+        shape = shape_of(PASSING[name].config)
+        layer = tokens_of(batch) * (2 * shape.hidden + shape.kept) * (2 if "precision" in changes else 4)
+        if phase == "update" and "precision" in changes:  # the residual stream stays float32
+            layer += tokens_of(batch) * 2 * shape.hidden * 2
+        return estimated(name, batch, phase, **changes) - layer * (layers if phase == "update" else 1)
+
+    def tokens_of(batch) -> int:
+        return batch[0] * batch[1] * (batch[2] + batch[3])
+
+    assert tokens_of(batch) == tokens
+    assert of_scores("update") == (layers + 2) * held and of_scores("teacher pass") == 3 * held
+    # Longer ones are not held, but shorter ones of the same run are: 128 of each token, 128 × 128 of each prompt.
+    long = (2, 4, 500, 160)
+    assert of_scores("update", batch=long) == (layers + 2) * heads * (tokens_of(long) * 128 + 2 * 128 * 128) * 4
+    # Nothing of heads that share keys, in bfloat16, or of weights that are not there.
+    assert of_scores("update", "llama") == of_scores("update", precision="bfloat16") == 0
+    assert of_scores("teacher pass", teacher_offload=True) == 0
+    # Eager attention holds all of a row.
+    assert of_scores("update", "eager") == (layers + 2) * heads * tokens * 68 * 4
+    assert of_scores("update", "eager", precision="bfloat16") == (layers + 2) * heads * tokens * 68 * 6
+    assert of_scores("teacher pass", "eager", precision="bfloat16") == 3 * heads * tokens * 68 * 6
+
+
+def test_scores_are_not_held_where_activations_are_computed_again_or_on_a_gpu():
+    shape = shape_of(PASSING["llama, no shared heads"].config)
+    bare = replace(shape, plain_heads=0)
+    assert shape.plain_heads == 4 and shape_of(MODELS["llama"].config).plain_heads == 0
+    few = {"prompts_per_step": 1, "max_new_tokens": 60, "evaluation_prompts": 1, "micro_batch_tokens": 2**16}
+
+    def total(model, device="cpu", **changes) -> int:
+        return estimate_memory(TrainConfig(**few, **changes), model, bare, prompt_tokens=8, device=device).total
+
+    assert total(shape) > total(bare)
+    assert total(shape, gradient_checkpointing=True) == total(bare, gradient_checkpointing=True)
+    assert total(shape, device="cuda") == total(bare, device="cuda")
+
+
+# ── Sizes ────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name, billions", [

@@ -8,7 +8,8 @@ from published_models import QWEN
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.doctor.diagnose import diagnose
 from tgpo_lab.doctor.memory_advice import memory_advice
-from tgpo_lab.doctor.memory_estimate import USUAL_PROMPT, MemoryEstimate, estimate_memory, shape_of
+from tgpo_lab.doctor.memory_estimate import USUAL_PROMPT, MemoryEstimate, estimate_memory
+from tgpo_lab.doctor.model_shape import shape_of
 from tgpo_lab.methods import make_method
 
 SHAPES = {name: shape_of(QWEN[name]) for name in ("Qwen/Qwen2.5-Math-1.5B", "Qwen/Qwen3-4B")}

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tgpo_lab.config import TrainConfig
-from tgpo_lab.doctor.memory_estimate import Shape, estimate_memory
+from tgpo_lab.doctor.memory_estimate import estimate_memory
+from tgpo_lab.doctor.model_shape import Shape
 from tgpo_lab.methods import make_method
 
 # One token's keys and values are 100 numbers each in one layer; a decoder layer has (10⁹ − 3·10⁸) / 10 = 7·10⁷ weights.

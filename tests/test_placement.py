@@ -94,6 +94,19 @@ def test_a_run_with_the_teacher_elsewhere_ends_with_the_same_weights(tiny_config
     torch.testing.assert_close(*measured, **exact, equal_nan=True)
 
 
+@pytest.mark.parametrize("changes", [{"teacher_offload": True}, {"teacher_device": "cpu"}], ids=["offload", "device"])
+def test_a_run_goes_on_with_its_teacher_elsewhere(tiny_config, tmp_path, changes):
+    """As one does whose memory ran out; the numbers are the same to rounding."""
+
+    def trained(name, **changes):
+        config = tiny_config(steps=2, output=str(tmp_path / name))
+        tgpo_lab.train(config, show_progress=False)
+        result = tgpo_lab.train(config.with_changes(steps=4, **changes), resume=True, show_progress=False)
+        return load_file(latest_checkpoint(result.directory) / "model.safetensors")
+
+    torch.testing.assert_close(trained("moved", **changes), trained("stayed"), atol=1e-5, rtol=1e-4)
+
+
 def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tiny_config, tmp_path):
     for name in ("cuda:99", "abacus"):
         with pytest.raises(InputError, match=f"no device '{name}' here: this machine has the device cpu and"):

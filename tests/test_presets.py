@@ -8,7 +8,8 @@ from published_models import QWEN
 from tgpo_lab.cli.train import parse_training
 from tgpo_lab.config import PRESETS, TrainConfig
 from tgpo_lab.doctor.diagnose import USUAL_PROMPT
-from tgpo_lab.doctor.memory_estimate import estimate_memory, machine_bytes, shape_of
+from tgpo_lab.doctor.memory_estimate import estimate_memory, machine_bytes
+from tgpo_lab.doctor.model_shape import shape_of
 from tgpo_lab.errors import InputError
 from tgpo_lab.methods import make_method, method_entries
 from tgpo_lab.models.positions import set_positions

@@ -22,6 +22,7 @@ from tgpo_lab.cli import main
 from tgpo_lab.doctor.diagnose import diagnose
 from tgpo_lab.errors import InputError
 from tgpo_lab.loop.measurement import StepMeasurement
+from tgpo_lab.loop.out_of_memory import OutOfMemoryError
 from tgpo_lab.models import pairs
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.training import train
@@ -198,7 +199,35 @@ def test_out_of_memory_elsewhere_names_what_sampling_needs(large_config, tmp_pat
 
     group = Group(1, work, tmp_path)
     assert group.wait() == [1]
-    assert "(sampling_rows), or lower prompts_per_step, group_size or max_new_tokens" in group.errors(0)
+    assert "Let fewer responses be written at once (sampling_rows); or lower prompts_per_step" in group.errors(0)
+
+
+@pytest.mark.parametrize(
+    "changes, advice",
+    [
+        ({}, "Let fewer responses be written at once (sampling_rows); or lower prompts_per_step, group_size or "
+         "max_new_tokens, which decide what sampling needs."),
+        ({"compile_decoding": True}, "Set compile_decoding to false, whose buffers stay all the time; or let fewer "
+         "responses be written at once (sampling_rows); or lower prompts_per_step"),
+        ({"engine": "vllm", "vllm_memory_share": 0.25}, "Lower vllm_memory_share (0.25), the part of the memory that "
+         "vLLM takes; or set vllm_sleep, so that it gives that part back while the student learns; or lower "
+         "prompts_per_step, group_size or max_new_tokens, which decide how large a step is."),
+        ({"engine": "vllm", "vllm_sleep": True}, "Lower vllm_memory_share (0.3), the part of the memory that vLLM "
+         "takes; or lower prompts_per_step"),
+        # The teacher writes here whatever the student's engine is.
+        ({"engine": "vllm", "vllm_sleep": True, "method": "sft"}, "that vLLM takes; or let fewer of the teacher's "
+         "responses be written at once (sampling_rows); or lower"),
+    ],
+)  # fmt: skip
+def test_what_helps_against_memory_that_ran_out_elsewhere_is_what_the_engine_heeds(
+    tiny_config, tmp_path, vllm, untied_student, monkeypatch, changes, advice
+):
+    monkeypatch.setattr(torch, "compile", lambda read, **options: read)
+    monkeypatch.setattr(training, "score", lambda *arguments, **options: torch.empty(2**60))
+    with pytest.raises(OutOfMemoryError, match=r"^Out of memory \(") as error:
+        quiet(tiny_config(tmp_path, student=str(untied_student), **changes))
+    assert advice in str(error.value)
+    assert ("sampling_rows" in str(error.value)) == ("sampling_rows" in advice)
 
 
 def test_what_counts_as_out_of_memory():

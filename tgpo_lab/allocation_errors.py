@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import torch
 from safetensors import SafetensorError
 
@@ -13,3 +15,12 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     said = str(error).lower()
     return isinstance(error, (RuntimeError, OSError, SafetensorError)) and any(text in said for text in texts)
+
+
+def is_killed_for_memory(status: int) -> bool:
+    """Whether a process ended as Linux ends one when memory runs out: by SIGKILL, without a word.
+
+    Args:
+        status: of :mod:`subprocess`, negative for a signal.
+    """
+    return status == -signal.SIGKILL

@@ -29,6 +29,7 @@ from .config import TrainConfig
 from .models.pairs import load_tokenizer, load_without_weights, pair_paths
 from .operations import PHASES, MatrixRates, Work, work_of_step
 from .parallel.placement import usual_device
+from .precision import dtype_of
 from .random_pair import RandomPair, paths_of, write_random_pair
 from .sampling.vllm_engine import require_vllm
 from .tasks.prompts import load_prompts
@@ -78,7 +79,7 @@ def measure_case(
     # Llama and Qwen3, as all cases are, read a prompt once for all its samples on a CPU.
     sharing = [] if device.type == "cuda" else ["teacher"] if config.gradient_checkpointing else ["teacher", "update"]
     work = work_of_step(student, teacher, *batch, sharing=sharing)
-    dtype = getattr(torch, config.precision)
+    dtype = dtype_of(config.precision)
     rates = MatrixRates(device, dtype)
     bytes_read, bytes_per_second = bytes_of_sampling(student, *batch, dtype), bandwidth(device)
     byte_floor = bytes_read / bytes_per_second

@@ -9,10 +9,12 @@ from dataclasses import dataclass, field
 import psutil
 import torch
 
+from .byte_sizes import readable_bytes
 from .config import TrainConfig
-from .doctor.memory_estimate import checkpoint_bytes, estimate_memory, shape_of
+from .doctor.memory_estimate import checkpoint_bytes, estimate_memory
+from .doctor.model_shape import shape_of
 from .errors import InputError
-from .random_pair import RandomPair, Shape
+from .random_pair import Dimensions, RandomPair
 
 ENGINES: dict[str, dict[str, object]] = {
     "own": {},
@@ -44,12 +46,14 @@ class Case:
 
 # Sizes of the published Qwen2.5 models, all with the vocabulary of the two smaller ones. The pairs are of other
 # architectures (see RandomPair), so they lack the biases of queries, keys and values: 6 of 100,000 weights.
-QWEN_0_5B = Shape(896, 24, 14, intermediate_size=4864, key_value_heads=2)
-QWEN_1_5B = Shape(1536, 28, 12, intermediate_size=8960, key_value_heads=2)
-QWEN_7B = Shape(3584, 28, 28, intermediate_size=18944, key_value_heads=4, tied=False)
+QWEN_0_5B = Dimensions(896, 24, 14, intermediate_size=4864, key_value_heads=2)
+QWEN_1_5B = Dimensions(1536, 28, 12, intermediate_size=8960, key_value_heads=2)
+QWEN_7B = Dimensions(3584, 28, 28, intermediate_size=18944, key_value_heads=4, tied=False)
 
 
-def _real(name: str, student: Shape, teacher: Shape, vocabulary: int, prompt: int, batch: tuple[int, int, int]) -> Case:
+def _real(
+    name: str, student: Dimensions, teacher: Dimensions, vocabulary: int, prompt: int, batch: tuple[int, int, int]
+) -> Case:
     """A case as a real run would have it; ``batch`` is prompts × samples × tokens of a response."""
     prompts, samples, response = batch
     settings = {
@@ -70,19 +74,19 @@ CASES = {
         Case("tiny", "far"),
         Case(
             "small",
-            RandomPair(Shape(64, 2, 4), Shape(128, 3, 4), vocabulary_size=2048, prompt_tokens=9),
+            RandomPair(Dimensions(64, 2, 4), Dimensions(128, 3, 4), vocabulary_size=2048, prompt_tokens=9),
             {"prompts_per_step": 16, "group_size": 8, "max_new_tokens": 64},
         ),
         Case(
             "larger",
-            RandomPair(Shape(256, 4, 4), Shape(512, 6, 8), vocabulary_size=8192, prompt_tokens=9),
+            RandomPair(Dimensions(256, 4, 4), Dimensions(512, 6, 8), vocabulary_size=8192, prompt_tokens=9),
             {"prompts_per_step": 8, "group_size": 8, "max_new_tokens": 96},
         ),
         # Stands in on a CPU for the two after it, which want a card of 80 GB: all that they do, in small.
         _real(
             "real-small",
-            Shape(256, 4, 8, intermediate_size=1408, key_value_heads=2),
-            Shape(384, 6, 6, intermediate_size=2048, key_value_heads=2, tied=False),
+            Dimensions(256, 4, 8, intermediate_size=1408, key_value_heads=2),
+            Dimensions(384, 6, 6, intermediate_size=2048, key_value_heads=2, tied=False),
             vocabulary=4096,
             prompt=16,
             batch=(2, 4, 32),
@@ -135,19 +139,17 @@ def require_memory_and_disk(
     ).total
     if runs * one > available_memory:
         raise InputError(
-            f"The case {case.name} needs about {_size(one)} of {'GPU memory' if on_gpu else 'memory'}"
-            f"{f' for each of {runs} programs' if runs > 1 else ''}, but there are {_size(available_memory)}: choose a "
-            f"smaller case or {'hold one program at a time' if runs > 1 else 'use a larger machine'}."
+            f"The case {case.name} needs about {readable_bytes(one)} of {'GPU memory' if on_gpu else 'memory'}"
+            f"{f' for each of {runs} programs' if runs > 1 else ''}, but there are "
+            f"{readable_bytes(available_memory)}: choose a smaller case "
+            f"or {'hold one program at a time' if runs > 1 else 'use a larger machine'}."
         )
     stored = 2 if config.precision == "bfloat16" else 4
     first_checkpoint = 4 * student.weights  # without moments
     disk = stored * (student.weights + teacher.weights) + first_checkpoint + checkpoint_bytes(config, student)
     if disk > free_disk:
         raise InputError(
-            f"The case {case.name} writes {_size(disk)} of weights and checkpoints, but {tempfile.gettempdir()} has "
-            f"{_size(free_disk)} free: set TMPDIR to a folder with more room, or choose a smaller case."
+            f"The case {case.name} writes {readable_bytes(disk)} of weights and checkpoints, but "
+            f"{tempfile.gettempdir()} has {readable_bytes(free_disk)} free: set TMPDIR to a folder with more room, or "
+            "choose a smaller case."
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB"

@@ -11,6 +11,7 @@ from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
 from .models.positions import require_possible_positions
+from .precision import Precision
 from .presets import PRESETS
 from .schedules import Schedule, parse_schedule
 from .server_limits import require_server_suffices
@@ -28,7 +29,7 @@ class TrainConfig:
     """A shipped pair (near, mid, far, far-fragile), or the student's folder or hub name."""
     teacher: str | None = None
     """The teacher's folder or hub name; left out for a shipped pair."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """bfloat16: the teacher's weights and the student's products; the student's weights stay float32."""
     gradient_checkpointing: bool = False
     """Compute the student's activations again in the backward pass instead of storing them."""

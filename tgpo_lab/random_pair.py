@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -13,10 +12,11 @@ from transformers.utils import logging as transformers_logging
 
 from .files import write_text
 from .parallel.placement import usual_device
+from .precision import Precision, dtype_of
 
 
 @dataclass(frozen=True)
-class Shape:
+class Dimensions:
     """Size of a model made of random weights."""
 
     hidden_size: int
@@ -46,8 +46,8 @@ class Shape:
 class RandomPair:
     """A pair of random weights in which no response ends before the token limit, so every length is exact."""
 
-    student: Shape
-    teacher: Shape
+    student: Dimensions
+    teacher: Dimensions
     vocabulary_size: int
     prompt_tokens: int
 
@@ -61,7 +61,7 @@ class RandomPair:
 
 
 def write_random_pair(
-    pair: RandomPair, folder: Path, prompts: int = 64, precision: Literal["float32", "bfloat16"] = "float32"
+    pair: RandomPair, folder: Path, prompts: int = 64, precision: Precision = "float32"
 ) -> dict[str, str]:
     """Write student, teacher and random prompts under ``folder``; the models are made on the GPU if there is one.
 
@@ -88,7 +88,7 @@ def write_random_pair(
     paths = paths_of(folder)
     for name, config in pair.configurations().items():
         with torch.device(usual_device()):
-            model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, precision))
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype_of(precision))
         model.generation_config.eos_token_id = pair.vocabulary_size
         model.save_pretrained(paths[name], max_shard_size="2GB")  # from a GPU a whole file goes through memory
         tokenizer.save_pretrained(paths[name])

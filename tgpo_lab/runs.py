@@ -21,8 +21,10 @@ from .provenance import provenance
 CONFIG_FILE, METRICS_FILE, CHECKPOINTS = "config.json", "metrics.jsonl", "checkpoints"
 # A resumed run may be longer, kept or shown otherwise; everything else decides its numbers.
 CHANGEABLE_ON_RESUME = {"steps", "output", "checkpoint_every", "keep_checkpoints", "trackers",
-                         # These decide memory, and of the numbers no more than rounding.
+                         # These decide memory, and of the numbers no more than rounding: a teacher elsewhere computes
+                         # the same with other kernels, and a resume may also move the student to another device.
                          "micro_batch_tokens", "sampling_rows", "gradient_checkpointing", "fused_kernels",
+                         "vllm_memory_share", "vllm_sleep", "teacher_device", "teacher_offload",
                          # A server may move.
                          "teacher_server", "teacher_server_model", "teacher_server_requests", "teacher_server_timeout",
                          "teacher_server_retries"}  # fmt: skip

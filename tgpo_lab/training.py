@@ -35,6 +35,7 @@ from .metrics import metrics_frame
 from .models.lora import save_adapters, save_merged
 from .parallel.processes import Processes
 from .parallel.sharding import gathered, whole
+from .precision import products_in
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rollouts import join_rollouts
 from .runs import CHECKPOINTS, RunResult
@@ -100,7 +101,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         )
 
     def autocast() -> torch.autocast:
-        return torch.autocast(accelerator.device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
+        return products_in(config.precision, accelerator.device)
 
     def held_out_accuracy() -> float:
         with autocast():
@@ -117,7 +118,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     progress = TrainingProgress(method_name(method), step, config.steps, show_progress)
     with (
         processes.loss_told(),
-        full_memory_or_disk_told(directory),
+        full_memory_or_disk_told(config),
         StopRequest() as stop,
         progress,
         ExitStack() as trackers,

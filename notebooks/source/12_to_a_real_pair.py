@@ -30,7 +30,8 @@ from transformers import (
 from transformers.utils import logging
 
 from tgpo_lab import InputError, TrainConfig, diagnose, evaluate, load_pair, measure_pair, train
-from tgpo_lab.doctor.memory_estimate import estimate_memory, shape_of
+from tgpo_lab.doctor.memory_estimate import estimate_memory
+from tgpo_lab.doctor.model_shape import shape_of
 from tgpo_lab.exercises import check
 from tgpo_lab.metrics import METRICS, metrics_frame, read_rows
 from tgpo_lab.models.pairs import load_tokenizer, pair_paths

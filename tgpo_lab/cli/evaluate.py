@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 import tyro
 from datasets import Dataset
 from transformers import PreTrainedModel
@@ -16,6 +15,7 @@ from ..errors import InputError
 from ..evaluation import evaluate, pair_prompts
 from ..models.pairs import Pair, load_model, load_pair
 from ..parallel.placement import require_device, usual_device
+from ..precision import Precision, dtype_of
 from ..runs import latest_checkpoint, read_config
 from ..sampling.engine import OwnEngine
 from ..tasks.prompt_format import PromptFormat
@@ -73,7 +73,7 @@ class EvaluateOptions:
     """Decides the samples."""
     device: str | None = None
     """Where the model computes, such as cuda:1 or cpu; left out, on a GPU if there is one."""
-    precision: Literal["float32", "bfloat16"] | None = None
+    precision: Precision | None = None
     """Of its weights: float32, or as the run has it, if left out."""
 
 
@@ -123,7 +123,7 @@ def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, Trai
         raise InputError("--run evaluates the run's student; leave --model teacher out.")
     device = require_device(options.device or usual_device())
     config = None if options.run is None else read_config(Path(options.run))
-    dtype = getattr(torch, options.precision or (config.precision if config else "float32"))
+    dtype = dtype_of(options.precision or (config.precision if config else "float32"))
     # The teacher's weights only where it answers itself.
     where = {"device": device, "dtype": dtype, "student_dtype": dtype,
              "teacher_device": None if options.model == "teacher" else "meta"}  # fmt: skip

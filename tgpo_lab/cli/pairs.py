@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Literal
 
 import torch
 import tyro
@@ -16,6 +15,7 @@ from ..evaluation import pair_prompts
 from ..files import require_writable_folder, write_json, write_text
 from ..models.pairs import DATA, load_pair, shipped_pairs
 from ..parallel.placement import require_device, usual_device
+from ..precision import Precision, dtype_of
 from ..provenance import provenance
 from ..tasks.prompt_format import PromptFormat
 from ..tasks.prompts import load_prompts
@@ -51,7 +51,7 @@ def measure(
     reward: str = "marked_answer",
     seed: int = 0,
     device: str | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "float32",
     output: Path | None = None,
 ) -> int:
     """Measure a pair before training: divergence, and how reliable the teacher is on the student's prefixes.
@@ -79,7 +79,7 @@ def measure(
         if value < 1:
             raise InputError(f"{name} must be 1 or more, but is {value}.")
     reward_function(reward)
-    where, dtype = require_device(device or usual_device()), getattr(torch, precision)
+    where, dtype = require_device(device or usual_device()), dtype_of(precision)
     form = PromptFormat(chat_template, system_prompt, prompt_template)
     pair = load_pair(student, teacher, device=where, dtype=dtype, student_dtype=dtype, prompt_format=form)
     splits = None

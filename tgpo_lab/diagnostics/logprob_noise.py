@@ -1,8 +1,9 @@
 """How far apart the ways are on which one model's log-probabilities are computed.
 
 Sampling reads one token after the other with a cache; the update reads a whole sequence at once; the teacher's pass
-does the same in the teacher's precision. In exact arithmetic all three agree. What is left is rounding, and it is
-the floor under every ratio πθ/π_old and every d_t of a run.
+does the same in the teacher's precision. In exact arithmetic all three agree. What is left is rounding: between
+sampling and update it makes a run's tokens off policy (:mod:`tgpo_lab.importance`), between update and teacher's pass
+it is the floor under every d_t.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ from ..micro_batches import split_rows
 from ..models.pairs import Pair
 from ..models.policy import positions_at_once, project_to_vocabulary, response_hidden_states
 from ..rollouts import Rollouts
-from ..sampling.decoding import next_hidden, preallocated_cache
 from ..teacher import ask_teacher
 
 
@@ -34,25 +34,24 @@ class LogprobNoise:
 
 @torch.no_grad()
 def sampling_noise(
-    pair: Pair, rollouts: Rollouts, autocast: Callable[[], AbstractContextManager], micro_batch_tokens: int
+    pair: Pair,
+    rollouts: Rollouts,
+    temperature: float,
+    autocast: Callable[[], AbstractContextManager],
+    micro_batch_tokens: int,
 ) -> LogprobNoise:
-    """The sampling path against the update path, on the student's rollouts at temperature 1.
+    """The log-probabilities under which an engine drew, against those of the update.
 
     Args:
         pair: its student is asked.
-        rollouts: B responses of the student.
+        rollouts: B responses of the student, with the engine's log-probabilities.
+        temperature: at which they were drawn.
         autocast: the context of an update's products, bfloat16 or not.
         micro_batch_tokens: at most so many tokens go through the model at once.
     """
     with autocast():
-        updated = response_logprobs(pair.student, rollouts, 1.0, pair.vocabulary_size, micro_batch_tokens)
-        sampled = torch.zeros_like(updated)
-        for row, length in enumerate(rollouts.lengths.tolist()):
-            response = rollouts.responses[row, :length]
-            sampled[row, :length] = _cached_logprobs(
-                pair.student, rollouts.prompts[row], response, pair.vocabulary_size
-            )
-    return _noise(sampled, updated, rollouts.mask)
+        updated = response_logprobs(pair.student, rollouts, temperature, pair.vocabulary_size, micro_batch_tokens)
+    return _noise(rollouts.logprobs, updated, rollouts.mask)
 
 
 @torch.no_grad()
@@ -78,23 +77,6 @@ def self_distillation_noise(
     with autocast():
         updated = response_logprobs(model, rollouts, 1.0, pair.vocabulary_size, micro_batch_tokens)
     return _noise(asked, updated, rollouts.mask)
-
-
-def _cached_logprobs(model: PreTrainedModel, prompt: list[int], response: Tensor, vocabulary_size: int) -> Tensor:
-    """(T,) log πθ of a response whose tokens are read one by one, as sampling reads them."""
-    capacity = len(prompt) + len(response)
-    cache = preallocated_cache(model, capacity)
-    tokens = torch.tensor([prompt], device=model.device)
-    positions = torch.arange(len(prompt), device=model.device).unsqueeze(0)
-    hidden = model.base_model(
-        tokens, position_ids=positions, past_key_values=cache, use_cache=True
-    ).last_hidden_state[:, -1]  # (1, H)  # fmt: skip
-    cache.reorder_cache(torch.zeros(1, dtype=torch.long, device=model.device))
-    read = next_hidden(model, cache, capacity)
-    states = [hidden]
-    for step, token in enumerate(response[:-1]):
-        states.append(read(token.view(1), torch.tensor([len(prompt) + step], device=model.device), None))
-    return token_logprobs(project_to_vocabulary(model, torch.cat(states), vocabulary_size), response)
 
 
 def _noise(one: Tensor, two: Tensor, mask: Tensor) -> LogprobNoise:

@@ -5,7 +5,7 @@
 takes the options of ``tgpo-lab train``. What cannot work is refused, what only may not is warned about. A refusal ends
 the examination where nothing further could be looked at. What a run itself requires is asked here by the same functions
 (:mod:`tgpo_lab.loop.requirements`, :mod:`tgpo_lab.runs`). The parts that compare or measure models are in
-:mod:`tgpo_lab.doctor.pair_checks`.
+:mod:`tgpo_lab.doctor.pair_checks` and :mod:`tgpo_lab.doctor.numeric_checks`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import torch
 from datasets import Dataset
 from transformers import AutoConfig
 
+from ..byte_sizes import readable_bytes
 from ..config import TrainConfig
 from ..errors import InputError
 from ..loop.out_of_memory import OutOfMemoryError, told_while_loading
+from ..loop.preparation import equip, load_as_in_run
 from ..loop.requirements import (
     require_fitting_options,
     require_packages,
     require_prompts,
     require_whole_adapters,
 )
-from ..models.pairs import load_pair, load_tokenizer, pair_paths, require_room
+from ..models.pairs import load_tokenizer, pair_paths, require_room
 from ..parallel.placement import usual_device
 from ..runs import check_resumable, latest_checkpoint, require_new_run
 from ..tasks.prompts import load_prompts, training_and_held_out
@@ -35,20 +37,13 @@ from ..tasks.rewards import last_number
 from ..teachers.sources import open_cache
 from .diagnosis import Diagnosis
 from .memory_advice import Advice, memory_advice
-from .memory_estimate import (
-    USUAL_PROMPT,
-    MemoryEstimate,
-    Shape,
-    checkpoint_bytes,
-    estimate_memory,
-    machine_bytes,
-    shape_of,
-)
+from .memory_estimate import USUAL_PROMPT, MemoryEstimate, checkpoint_bytes, estimate_memory, machine_bytes
+from .model_shape import Shape, shape_of
+from .numeric_checks import check_sampling, check_self_distillation
 from .pair_checks import (
     check_chat_template,
     check_divergence,
     check_ends,
-    check_numerics,
     check_opening,
     check_rows,
     check_tokenizers,
@@ -121,31 +116,28 @@ def _examine(
         _check_disk(found, config, shapes[0])
     if found.status == 2:
         return
-    dtype = torch.bfloat16 if config.precision == "bfloat16" else torch.float32
     served = config.teacher_server is not None
     with told_while_loading():
-        pair = load_pair(
-            config.student, config.teacher, dtype=dtype, prompt_format=config.prompt_format,
-            # Measured together, the two are on one device: that with room for the teacher.
-            device=device if served else config.teacher_weights_device or device,
-            teacher_device="meta" if served else None,
-            student_dtype=dtype if config.lora_rank else torch.float32, **config.position_options,
-        )  # fmt: skip
+        pair = load_as_in_run(config, device)
     require_fitting_options(config, pair, device)
     if not served:
         open_cache(config, pair, keep=False)
     check_rows(found, pair, shared)
     check_ends(found, config, pair, tokenizers)
-    held_out = _check_prompts(found, config, pair, own_prompts)
+    training, held_out = _check_prompts(found, config, pair, own_prompts)
     few = held_out.select(range(min(prompts, len(held_out))))
     tokens = min(card_tokens, config.max_new_tokens)
     if served:
         check_server(found, config, pair, tokenizers[1], few["prompt"])
     else:
         check_opening(found, pair, tokenizers[1], few["prompt"])
-    check_numerics(found, config, pair, few["prompt"], tokens)
-    if not served:
+        # Measured together, the two are on one device: that with room for the teacher.
+        pair.student.to(pair.teacher.device)
         check_divergence(found, config, pair, few, tokens)
+        pair.student.to(device)
+    equip(config, pair)
+    check_self_distillation(found, config, pair, few["prompt"], tokens)
+    check_sampling(found, config, pair, few["prompt"], [*training["prompt"], *held_out["prompt"]], tokens)
 
 
 def require_possible_processes(config: TrainConfig, processes: int, sharded: bool) -> None:
@@ -202,9 +194,9 @@ def _check_memory(
         )  # fmt: skip
 
     found.memory = estimate(config, processes, sharded)
-    parts = ", ".join(f"{name} {_size(size)}" for name, size in found.memory.parts.items())
+    parts = ", ".join(f"{name} {readable_bytes(size)}" for name, size in found.memory.parts.items())
     each = f" on each of {processes} devices" if processes > 1 else ""
-    needed = f"{_size(found.memory.total)} of {_size(available)}{each}"
+    needed = f"{readable_bytes(found.memory.total)} of {readable_bytes(available)}{each}"
     text = f"{needed}, with prompts of up to {USUAL_PROMPT} tokens: {parts}."
     advice = []
     if found.memory.total > NEARLY_FULL * available:
@@ -226,16 +218,17 @@ def _check_machine(
     change = "Take a machine with more memory"
     change += ", or --no-teacher-offload --teacher-server ADDRESS." if config.teacher_offload else "."
     level, change = _fullness(needed, total, change)
-    named = ", ".join(f"{name} {_size(size)}" for name, size in parts.items())
+    named = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items())
     whose = f"the {processes} processes" if processes > 1 else "the process"
-    text = f"{_size(needed)} of {_size(total)}, beside the GPU's own, for {whose} on this machine: {named}."
+    compared = f"{readable_bytes(needed)} of {readable_bytes(total)}"
+    text = f"{compared}, beside the GPU's own, for {whose} on this machine: {named}."
     found.add(level, "machine's memory", text, change)
 
 
 def _advised(advice: list[Advice]) -> str:
     """One sentence or two; each option with what it saves alone."""
     same, other = (
-        ", ".join(f"{a.text} ({_size(a.saves)} less)" for a in advice if a.another_run == another)
+        ", ".join(f"{a.text} ({readable_bytes(a.saves)} less)" for a in advice if a.another_run == another)
         for another in (False, True)
     )
     sentences = [f"Any of {same}." if same else "", f"Or, for another run, {other}." if other else ""]
@@ -250,11 +243,16 @@ def _check_disk(found: Diagnosis, config: TrainConfig, student: Shape) -> None:
     folder = next(p for p in [Path(config.output).absolute(), *Path(config.output).absolute().parents] if p.exists())
     free = shutil.disk_usage(folder).free
     level, change = _fullness(one * count, free, "Lower keep_checkpoints, or give another output folder.")
-    found.add(level, "disk", f"{count} checkpoints of {_size(one)} need {_size(one * count)} of {_size(free)}.", change)
+    found.add(
+        level,
+        "disk",
+        f"{count} checkpoints of {readable_bytes(one)} need {readable_bytes(one * count)} of {readable_bytes(free)}.",
+        change,
+    )
 
 
-def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Path | None) -> Dataset:
-    """Held-out prompts of the run.
+def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Path | None) -> tuple[Dataset, Dataset]:
+    """Prompts of the run to train on, and held-out ones.
 
     Raises:
         InputError: they cannot be used.
@@ -285,14 +283,10 @@ def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Pat
             f"One step takes {config.prompts_per_step} prompts, but there are {len(training)}: some come twice in it.",
             "Lower prompts_per_step or give more prompts.",
         )  # fmt: skip
-    return held_out
+    return training, held_out
 
 
 def _fullness(needed: int, available: int, change: str) -> tuple[str, str]:
     if needed > available:
         return "refused", change
     return ("warning", change) if needed > NEARLY_FULL * available else ("ok", "")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"

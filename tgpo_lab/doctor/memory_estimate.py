@@ -19,21 +19,32 @@ other, and only the largest counts:
                        probabilities, padding). vLLM that sleeps: its share of the card, and nothing of this.
                        Under FSDP all weights are gathered for it, P·4; for vLLM one at a time.
     teacher's responses   the same of the teacher, for methods that learn from them
-    update             tokens of a micro-batch × what the layers keep for the backward pass (see Shape); logits of the
-                       positions that are projected at once, five times (logits, log-softmax, their gradients, one
-                       spare). Under FSDP what is outside the decoder layers stays gathered from the forward to the
-                       end of the backward pass, weights and gradients: ·8; of the layers the one at work, ·8, and the
-                       next one's weights, ·4.
-    teacher pass       as the update, without a backward pass: one layer
+    update             tokens of a micro-batch × what the layers keep for the backward pass (see Shape); scores of the
+                       layers, of one with gradient_checkpointing, and twice more of the one at work (their gradients);
+                       logits of the positions that are projected at once, five times (logits, log-softmax, their
+                       gradients, one spare). Under FSDP what is outside the decoder layers stays gathered from the
+                       forward to the end of the backward pass, weights and gradients: ·8; of the layers the one at
+                       work, ·8, and the next one's weights, ·4.
+    teacher pass       as the update, without a backward pass: one layer, its scores three times
     optimizer step     on a GPU, where AdamW takes all weights at once: T·4/F for the root of the second moments
     loading            under FSDP, where every process loads the whole student before it is shared out: P·s − P·s/F.
                        The teacher is there already, but neither gradients nor moments nor vLLM
 
-In the first three, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps its
-converted weights; for sampling with compile_decoding the copies above serve. Rows are those that are written at once,
-of a step or of the held-out prompts, by one process: its share of the prompts, and of them what sampling_rows lets
-through. The teacher's responses are divided alike, but not where they are kept on disk: there every process writes what
-is missing.
+Scores are attention's weights, 4 bytes each, where it holds them all at once:
+
+    plain attention    on a CPU, in float32, of a known decoder with a key-value head for each head, unless its
+                       activations are computed again or its weights offloaded (:mod:`tgpo_lab.models.attention`). It
+                       holds heads × R × S of a response, R queries and S keys, while R·S ≤ 2¹⁴; longer ones never. So
+                       of a micro-batch at most heads × tokens × R with R ≤ 128, and heads × P'² of each of its distinct
+                       prompts, P' ≤ 128
+    eager attention    of architectures that know no other: heads × tokens × (prompt + response); in bfloat16 a copy of
+                       2 bytes besides
+
+In the first three phases, P·2 is added for a float32 student that computes in bfloat16 in this process: autocast keeps
+its converted weights; for sampling with compile_decoding the copies above serve. Rows are those that are written at
+once, of a step or of the held-out prompts, by one process: its share of the prompts, and of them what sampling_rows
+lets through. The teacher's responses are divided alike, but not where they are kept on disk: there every process writes
+what is missing.
 
 Added are the device's own context (1 GiB on a GPU) and a tenth for fragments that the allocator cannot use, of all but
 vLLM, which has an allocator of its own.
@@ -41,16 +52,18 @@ vLLM, which has an allocator of its own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from ..config import TrainConfig
 from ..evaluation import PROMPTS_AT_ONCE
-from ..models.policy import head_width, positions_at_once
+from ..models.attention import MOST_SCORES
+from ..models.policy import positions_at_once
 from ..sampling.cached_sampling import prompts_at_once
 from ..sampling.fixed_shape_decoding import CAPACITY_STEP
+from .model_shape import Shape
 
 USUAL_PROMPT = 512
 """Tokens of a prompt where none is known."""
@@ -58,33 +71,6 @@ USUAL_CARD = 80 * 10**9
 """Bytes of a card where none is known."""
 CONTEXT = 2**30
 SPARE = 0.1
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What counts of a model: numbers of values, not bytes."""
-
-    weights: int
-    layers: int
-    hidden: int
-    """Width of the residual stream."""
-    kept: int
-    """Values that one layer keeps of one token for the backward pass, without the residual stream."""
-    keys_and_values: int
-    """Values in the cache for one token in one layer."""
-    vocabulary: int
-    """Rows of the output layer."""
-    linear: int
-    """Σ (inputs + outputs) over the linear layers: an adapter of rank r has r times as many weights."""
-    outside: int
-    """Weights outside the decoder layers: embeddings, last norm, output layer."""
-    largest: int
-    """Weights of the largest module, the output layer left out."""
-
-    @property
-    def layer(self) -> int:
-        """Weights of one decoder layer."""
-        return (self.weights - self.outside) // self.layers
 
 
 @dataclass(frozen=True)
@@ -98,41 +84,6 @@ class MemoryEstimate:
     def total(self) -> int:
         """Of all parts, in bytes."""
         return sum(self.parts.values())
-
-
-def shape_of(config: PretrainedConfig) -> Shape:
-    """Shape of a causal language model with this configuration; no weight is made."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    width = head_width(text)
-    key_value = (getattr(text, "num_key_value_heads", None) or heads) * width
-    # Of experts, only the chosen ones compute on a token.
-    experts = getattr(text, "num_experts_per_tok", None)
-    inner = getattr(text, "moe_intermediate_size", None) if experts else None
-    inner = inner * experts if inner else getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    output = model.get_output_embeddings()
-    weights = sum(p.numel() for p in model.parameters())  # shared ones once
-    names = set(getattr(model, "_no_split_modules", None) or ())  # of the classes that FSDP takes for decoder layers
-    inside = sum(p.numel() for m in model.modules() if type(m).__name__ in names for p in m.parameters())
-    return Shape(
-        weights=weights,
-        layers=text.num_hidden_layers,
-        hidden=text.hidden_size,
-        # Two norms' outputs; queries, keys and values before and after rotation; attention's output; of the gated
-        # feed-forward the gate, its activation, the other half and their product.
-        kept=2 * text.hidden_size + 3 * heads * width + 3 * key_value + 4 * inner,
-        keys_and_values=2 * key_value,
-        vocabulary=output.weight.shape[0],
-        linear=sum(
-            m.in_features + m.out_features
-            for m in model.modules()
-            if isinstance(m, torch.nn.Linear) and m is not output
-        ),
-        outside=weights - inside,
-        largest=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules() if m is not output),
-    )  # fmt: skip
 
 
 def estimate_memory(
@@ -209,13 +160,27 @@ def estimate_memory(
     layers = student.hidden * stored * student.layers + stream + kept if config.gradient_checkpointing else (
         (stream + kept) * student.layers
     )  # fmt: skip
+
+    def scores_of(model: Shape, *, at_once: int, plain: bool) -> int:
+        side = math.isqrt(MOST_SCORES)
+        within_prompt = min(prompt_tokens, side)
+        held = tokens * min(config.max_new_tokens, side) + min(groups, tokens // within_prompt) * within_prompt**2
+        of_plain = model.plain_heads * held * 4 if plain and device.type == "cpu" and not half else 0
+        return at_once * (of_plain + model.eager_heads * tokens * length * (6 if half else 4))
+
+    scores = scores_of(
+        student, at_once=2 + (1 if config.gradient_checkpointing else student.layers),
+        plain=not config.gradient_checkpointing,
+    )  # fmt: skip
     update = {
-        "update": tokens * layers + 5 * chunk * student.vocabulary * 4,
+        "update": tokens * layers + scores + 5 * chunk * student.vocabulary * 4,
         "copy in bfloat16": copy,
         "gathered weights": 8 * student.outside + 12 * student.layer if sharded else 0,
     }
     teacher_pass = {
-        "teacher pass": tokens * (teacher.hidden * 2 + teacher.kept) * product + 3 * chunk * teacher.vocabulary * 4
+        "teacher pass": tokens * (teacher.hidden * 2 + teacher.kept) * product
+        + scores_of(teacher, at_once=3, plain=not config.teacher_offload)
+        + 3 * chunk * teacher.vocabulary * 4
     }
     teacher_weights = teacher.weights
     if config.teacher_offload and device.type != "cpu":

@@ -10,21 +10,16 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from ..config import TrainConfig
-from ..diagnostics.logprob_noise import sampling_noise, self_distillation_noise
 from ..diagnostics.pair_card import measure_pair
 from ..errors import InputError
 from ..models.pairs import Pair, end_tokens
 from ..models.policy import project_to_vocabulary, response_hidden_states
 from ..models.shared_vocabulary import SharedVocabulary, share_vocabulary
-from ..randomness import generator_for
 from ..rollouts import Rollouts
-from ..sampling.cached_sampling import sample_responses
 from .diagnosis import Diagnosis
 
 NAMED = 8
 """Tokens that are named at most in one line."""
-NOISE_WARNED, NOISE_REFUSED = 0.02, 0.2
-"""Mean |Δ log πθ| in nats. PPO's clip range is ±0.2: noise of that size is clipped as if it were learning."""
 FAR_OPENING, RELIABLE, OFTEN_REJECTED = -6.0, 0.5, 0.3
 """A teacher's opening less probable than e⁻⁶ is hardly ever sampled; a teacher right on fewer than half of the
 student's prefixes is a poor guide; above that share of rejected tokens reverse KL mostly says no."""
@@ -151,39 +146,6 @@ def check_opening(found: Diagnosis, pair: Pair, tokenizer: PreTrainedTokenizerBa
         "Use a chat template or prompt_template after which the teacher opens otherwise (of a reasoning model, the one "
         "without thinking), or another teacher.",
     )  # fmt: skip
-
-
-def check_numerics(
-    found: Diagnosis, config: TrainConfig, pair: Pair, prompts: Sequence[str], max_new_tokens: int
-) -> None:
-    """Self-distillation, and the sampling path against the update path."""
-    device = pair.student.device
-
-    def autocast() -> torch.autocast:
-        return torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16")
-
-    with autocast():
-        rollouts = sample_responses(
-            pair.student, pair.encode(list(prompts)), max_new_tokens, pair.end_tokens, pair.pad_token,
-            generator=generator_for(config.seed, "doctor"), vocabulary_size=pair.vocabulary_size,
-        )  # fmt: skip
-    limit = config.micro_batch_tokens
-    for subject, noise, what in (
-        ("self-distillation", self_distillation_noise(pair, pair.student, rollouts, autocast, limit),
-         "The student as its own teacher: |log πθ − log πT|"),
-        ("sampling noise", sampling_noise(pair, rollouts, autocast, limit),
-         "Sampling against the update: |Δ log πθ|"),
-    ):  # fmt: skip
-        text = f"{what} is {noise.mean:.2g} nats in the mean, {noise.largest:.2g} at most."
-        if noise.mean < NOISE_WARNED:
-            found.add("ok", subject, text)
-        else:
-            refused = not noise.mean < NOISE_REFUSED
-            found.add(
-                "refused" if refused else "warning", subject, text,
-                "Set precision float32; if it stays, this architecture is computed differently on the two ways: report "
-                "it." if refused else "Set precision float32, or expect clipped ratios that are only rounding.",
-            )  # fmt: skip
 
 
 def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts: Dataset, max_new_tokens: int) -> None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from ..allocation_errors import is_out_of_memory
+from ..config import TrainConfig
 from ..errors import RunError
 from ..micro_batches import padded_tokens
 from ..parallel.processes import Processes
@@ -75,12 +76,31 @@ class MicroBatchTokens:
         )
 
 
-def elsewhere(error: BaseException) -> OutOfMemoryError:
-    """The sentence for memory that ran out where there are no micro-batches: sampling, or the optimiser's moments."""
+def elsewhere(error: BaseException, config: TrainConfig) -> OutOfMemoryError:
+    """The sentence for memory that ran out where there are no micro-batches: sampling, or the optimiser's moments.
+
+    Args:
+        error: what was raised.
+        config: the run; its engine decides what helps.
+    """
+    changes = []
+    if config.engine == "vllm":
+        changes.append(
+            f"lower vllm_memory_share ({config.vllm_memory_share:g}), the part of the memory that vLLM takes"
+        )
+        if not config.vllm_sleep:
+            changes.append("set vllm_sleep, so that it gives that part back while the student learns")
+    if config.compile_decoding:
+        changes.append("set compile_decoding to false, whose buffers stay all the time")
+    if config.engine == "own" or config.traces_per_prompt:  # the teacher's responses never come from vLLM
+        whose = "of the teacher's " if config.engine == "vllm" else ""
+        changes.append(f"let fewer {whose}responses be written at once (sampling_rows)")
+    needs = "which decide what sampling needs" if config.engine == "own" else "which decide how large a step is"
+    changes.append(f"lower prompts_per_step, group_size or max_new_tokens, {needs}")
+    advice = "; or ".join(changes)
     return OutOfMemoryError(
-        f"Out of memory ({_first_line(error)}). Let fewer responses be written at once (sampling_rows), or lower "
-        "prompts_per_step, group_size or max_new_tokens, which decide what sampling needs; tgpo-lab doctor estimates "
-        "what a batch takes."
+        f"Out of memory ({_first_line(error)}). {advice[0].upper()}{advice[1:]}. tgpo-lab doctor estimates what a run "
+        "takes."
     )
 
 

@@ -18,13 +18,12 @@ from ..models.lora import add_adapters, load_adapters
 from ..models.pairs import Pair, load_model, load_pair, require_room
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
+from ..precision import dtype_of
 from ..runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import Teacher, open_teacher
 from .requirements import fused_models, require_fitting_options, require_prompts, require_whole_adapters
-
-_TEACHER_DTYPE = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -47,6 +46,46 @@ class Prepared:
     """Samples from the student."""
 
 
+def load_as_in_run(config: TrainConfig, device: torch.device) -> Pair:
+    """A run's pair: each model in the precision and on the device that it has there.
+
+    Args:
+        config: the run.
+        device: the student's.
+
+    Raises:
+        InputError: as of :func:`tgpo_lab.models.pairs.load_pair`.
+    """
+    dtype = dtype_of(config.precision)
+    return load_pair(
+        config.student, config.teacher, dtype=dtype, device=device,
+        # Frozen weights need no room for small updates.
+        student_dtype=dtype if config.lora_rank else torch.float32, teacher_device=config.teacher_weights_device,
+        prompt_format=config.prompt_format, **config.position_options,
+    )  # fmt: skip
+
+
+def equip(config: TrainConfig, pair: Pair, checkpoint: Path | None = None) -> None:
+    """Change a loaded pair's models into those that compute in the run: adapters, fused layers, recomputation.
+
+    Args:
+        config: the run.
+        pair: its models are changed in place.
+        checkpoint: whose adapters the student gets; left out, new ones.
+    """
+    student = pair.student
+    if config.lora_rank and checkpoint is not None:
+        load_adapters(student, checkpoint)
+    elif config.lora_rank:
+        add_adapters(student, config.lora_rank, config.lora_alpha, config.seed)
+    for model, name in fused_models(config, pair):
+        fuse_layers(model, name)
+    if config.gradient_checkpointing:
+        # The old name warns from transformers 5.23 on, the new one is missing before.
+        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+
+
 def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, resume: bool) -> Prepared:
     """Load and check everything, and make the run's folder or read its newest checkpoint.
 
@@ -62,12 +101,7 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     if processes.sharded:
         require_whole_adapters(config)
     require_prompts(config)
-    pair = load_pair(
-        config.student, config.teacher, dtype=_TEACHER_DTYPE[config.precision], device=device,
-        # Frozen weights need no room for small updates.
-        student_dtype=_TEACHER_DTYPE[config.precision] if config.lora_rank else torch.float32,
-        teacher_device=config.teacher_weights_device, prompt_format=config.prompt_format, **config.position_options,
-    )  # fmt: skip
+    pair = load_as_in_run(config, device)
     require_fitting_options(config, pair, device)
     source = config.dataset or pair.prompts
     splits = load_prompts(source, **config.prompt_options)
@@ -75,27 +109,18 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
     directory = Path(config.output)
-    first_step = 0
+    first_step, checkpoint = 0, None
     if resume:
         check_resumable(config, directory)
         checkpoint = latest_checkpoint(directory)
         first_step = read_state(checkpoint).step
-        if config.lora_rank:
-            load_adapters(pair.student, checkpoint)
-        else:
+        if not config.lora_rank:
             del pair.student  # before there is another: the device may have room for one
             pair.student = load_model(checkpoint, torch.float32, device)
     else:
         processes.first_alone(start_run, config)
-        if config.lora_rank:
-            add_adapters(pair.student, config.lora_rank, config.lora_alpha, config.seed)
+    equip(config, pair, checkpoint)
     student = pair.student
-    for model, name in fused_models(config, pair):
-        fuse_layers(model, name)
-    if config.gradient_checkpointing:
-        # The old name warns from transformers 5.23 on, the new one is missing before.
-        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
     if processes.sharded:
         shard(student)
     parameters = [p for p in student.parameters() if p.requires_grad]

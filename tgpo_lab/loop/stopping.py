@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from ..allocation_errors import is_out_of_memory
 from ..batch import Batch
 from ..checkpoints import checkpoint_folders
+from ..config import TrainConfig
 from ..errors import RunError
 from ..files import write_json, written_folder
 from ..parallel.processes import Processes
@@ -55,8 +56,8 @@ class StopRequest:
 
 
 @contextmanager
-def full_memory_or_disk_told(folder: Path) -> Iterator[None]:
-    """Context of a run in ``folder`` that says in one sentence that memory or disk is full, and how to go on.
+def full_memory_or_disk_told(config: TrainConfig) -> Iterator[None]:
+    """Context of a run that says in one sentence that memory or disk is full, and how to go on.
 
     Raises:
         OutOfMemoryError: memory ran out.
@@ -68,9 +69,10 @@ def full_memory_or_disk_told(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if is_out_of_memory(error):
-            raise elsewhere(error) from error
+            raise elsewhere(error, config) from error
         if not _is_full_disk(error):
             raise
+        folder = Path(config.output)
         whole = checkpoint_folders(folder / CHECKPOINTS)
         left = (
             f"The last whole checkpoint is {whole[-1]}. Make room, then go on: tgpo-lab train --resume {folder}"

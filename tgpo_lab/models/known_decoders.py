@@ -32,14 +32,19 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries (N, heads, head width), keys and values (N, key-value heads, head width) → (N, heads × head width)."""
 
 
-def is_known_decoder(model: PreTrainedModel) -> bool:
-    """Whether :func:`read_layer` computes what this model's own forward pass does."""
+def has_known_layers(model: PreTrainedModel) -> bool:
+    """Whether a model is of an architecture that :func:`read_layer` reads, wherever its weights are."""
     return (
         type(model) in _KNOWN_MODELS
         and (getattr(model.config, "rope_parameters", None) or {}).get("rope_type") in _FIXED_ROTATIONS
         and all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)  # no sliding window
-        and model.device.type != "meta"  # an offloaded weight is there only while its module is called
     )
+
+
+def is_known_decoder(model: PreTrainedModel) -> bool:
+    """Whether :func:`read_layer` computes what this model's own forward pass does."""
+    # An offloaded weight is on the device meta but while its module is called.
+    return model.device.type != "meta" and has_known_layers(model)
 
 
 def modules_left_out(model: PreTrainedModel) -> Iterator[torch.nn.Module]:
