@@ -506,7 +506,7 @@ def test_pages_of_the_larger_headline_stand_while_it_is_under_way(name, tmp_path
     runs = results.runs.assign(config=json.dumps({"learning_rate": 1e-4}))
     page = study_page(replace(results, runs=runs), "figures")
     assert "2 of 24 runs, seed 0," in page.text and "The study is not complete" in page.text
-    assert "A run: 30 steps × 8 prompts × 8 samples, in bfloat16." in page.text
+    assert "A run: 30 steps × 4 prompts × 8 samples, in bfloat16." in page.text
     page.write_figures(tmp_path)
     if name == "headline-larger":
         assert "3 learning rates (3e-05, 0.0001, 0.0003) on each pair, one seed each" in page.text

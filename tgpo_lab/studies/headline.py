@@ -53,8 +53,8 @@ USUAL = Headline(
     SETTINGS,
     ZERO_AT,
 )
-# Fifty times the weights and twice the tokens on the same processor: two thirds of the steps, half of the held-out
-# prompts, products in bfloat16, fewer methods and seeds.
+# Fifty times the weights and twice the tokens on the same processor: two thirds of the steps, half of their prompts and
+# of the held-out ones, products in bfloat16, fewer methods and seeds.
 LARGER = Headline(
     "headline-larger",
     "tuning-larger",
@@ -65,7 +65,9 @@ LARGER = Headline(
     {
         **SETTINGS,
         "steps": 30,
+        "prompts_per_step": 4,
         "max_new_tokens": 140,
+        "evaluate_every": 6,
         "evaluation_prompts": 128,
         "checkpoint_every": 30,
         "precision": "bfloat16",
