@@ -152,7 +152,7 @@ LARGER_TASK = AdditionTask(operands=3, digits=4)
 
 
 def larger(recipe: PairRecipe, task: AdditionTask = LARGER_TASK) -> PairRecipe:
-    """The same pair with a student of 11 and a teacher of 18 million weights, on a task with responses of twice the
+    """The same pair with a student of 11 and a teacher of 15 million weights, on a task with responses of twice the
     length. Wide models need a smaller learning rate than narrow ones, and fewer steps. Width costs a processor less
     than depth does, so the student has as few layers as the column sums need.
     """
@@ -163,8 +163,9 @@ def larger(recipe: PairRecipe, task: AdditionTask = LARGER_TASK) -> PairRecipe:
         opening=Pretraining(steps=200, batch_size=32, learning_rate=3e-4, warmup_steps=20),
     )  # fmt: skip
     teacher = replace(
-        recipe.teacher, **size, layers=5, training=Pretraining(steps=600, batch_size=32, learning_rate=1e-3)
-    )
+        recipe.teacher, **size, layers=4,
+        training=Pretraining(steps=400, batch_size=32, learning_rate=1e-3, warmup_steps=50),
+    )  # fmt: skip
     named = {field: f"{getattr(recipe, field)}-larger" for field in ("student_name", "teacher_name")}
     return longer_task(replace(recipe, student=student, teacher=teacher, **named), task)
 
