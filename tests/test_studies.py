@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from filelock import FileLock
 
+import tgpo_lab
 from tgpo_lab.cli import main
 from tgpo_lab.errors import InputError
 from tgpo_lab.schedules import Constant
-from tgpo_lab.studies import catalog, headline, tables
+from tgpo_lab.studies import catalog, headline, runner, tables
 from tgpo_lab.studies.findings import _scale, findings_page
 from tgpo_lab.studies.plan import Cell, Study, Variant
 from tgpo_lab.studies.report import study_page
@@ -133,6 +135,22 @@ def test_a_run_that_diverges_is_a_result(pairs_folder, tmp_path):
     assert "not finite" in content["failure"] and content["test_accuracy"] is None
     row = run_row(content)
     assert row["collapsed"] and row["test_accuracy"] == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_student_is_tested_in_the_precision_that_it_learned_in(pairs_folder, tmp_path, monkeypatch, precision):
+    products = []
+
+    def evaluate(pair, model, **options):
+        products.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        return tgpo_lab.evaluate(pair, model, **options)
+
+    monkeypatch.setattr(runner, "evaluate", evaluate)
+    cell = study_of(Variant("grpo", "grpo"), seeds=(0,), precision=precision).cells()[0]
+    assert run_cell(cell, tmp_path, pairs_folder)
+    assert products == [getattr(torch, precision)]
+    content = json.loads(result_file(cell, tmp_path).read_text())
+    assert content["config"]["precision"] == precision and content["made_by"]["device"] == "CPU"
 
 
 def test_gathered_tables_say_what_the_cells_say(finished, tmp_path):
