@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import DATA, load_model, load_pair
 from tgpo_lab.tasks.prompts import load_prompts
-from tgpo_lab.tiny_world import building, recipes
+from tgpo_lab.tiny_world import building, pretraining, recipes
 from tgpo_lab.tiny_world.arithmetic import worked_text
 from tgpo_lab.tiny_world.building import build_pair, number_of_weights, response_limit
 from tgpo_lab.tiny_world.pretraining import acquaint_teacher, build_teacher, set_student_opening
@@ -31,7 +32,7 @@ from tgpo_lab.tiny_world.recipes import (
     larger,
     longer_task,
 )
-from tgpo_lab.tiny_world.texts import TextBatch
+from tgpo_lab.tiny_world.texts import TextBatch, TextSource
 
 FEW_STEPS = Pretraining(steps=3, batch_size=4, learning_rate=3e-3, warmup_steps=1)
 NARROW = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16}
@@ -218,6 +219,22 @@ def test_weights_are_counted_as_the_shipped_models_have_them(name):
     recipe = PAIR_RECIPES["far"]
     stored = load_file(DATA / "models" / getattr(recipe, f"{name}_name") / "model.safetensors")
     assert number_of_weights(getattr(recipe, name)) == sum(weight.numel() for weight in stored.values())
+
+
+def test_short_texts_go_apart_where_that_saves_and_give_the_same_loss(tokenizer, monkeypatch):
+    shipped, wide = PAIR_RECIPES["far"], UNSHIPPED_RECIPES["far-larger"]
+    source = TextSource(tokenizer, shipped.student.task, np.random.default_rng(0))
+    # Whether they go apart changes the rounding: the shipped weights come from batches that never do.
+    assert source.teacher_batch(shipped.teacher, 512).tokens.shape[1] < pretraining.LONG_TEXT
+    batch = TextSource(tokenizer, wide.student.task, np.random.default_rng(0)).student_batch(wide.student, 8)
+    assert batch.tokens.shape[1] >= pretraining.LONG_TEXT
+    model = pretraining.untrained_student(small(wide).student, tokenizer)
+    widths = []
+    model.base_model.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape))
+    apart = pretraining._loss(model, batch, None)
+    assert [rows for rows, _ in widths] == [4, 4] and widths[0][1] < 40
+    monkeypatch.setattr(pretraining, "LONG_TEXT", 10_000)
+    assert torch.allclose(apart, pretraining._loss(model, batch, None), atol=1e-5) and widths[2][0] == 8
 
 
 def test_a_batch_goes_to_a_device_as_a_whole():
