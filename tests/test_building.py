@@ -10,6 +10,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,11 +19,20 @@ from transformers import PreTrainedTokenizerFast
 from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import DATA, load_model, load_pair
 from tgpo_lab.tasks.prompts import load_prompts
-from tgpo_lab.tiny_world import building, recipes
+from tgpo_lab.tiny_world import building, pretraining, recipes
 from tgpo_lab.tiny_world.arithmetic import worked_text
-from tgpo_lab.tiny_world.building import build_pair, response_limit
+from tgpo_lab.tiny_world.building import build_pair, number_of_weights, response_limit
 from tgpo_lab.tiny_world.pretraining import acquaint_teacher, build_teacher, set_student_opening
-from tgpo_lab.tiny_world.recipes import PAIR_RECIPES, PairRecipe, Pretraining, dialled, longer_task
+from tgpo_lab.tiny_world.recipes import (
+    PAIR_RECIPES,
+    UNSHIPPED_RECIPES,
+    PairRecipe,
+    Pretraining,
+    dialled,
+    larger,
+    longer_task,
+)
+from tgpo_lab.tiny_world.texts import TextBatch, TextSource
 
 FEW_STEPS = Pretraining(steps=3, batch_size=4, learning_rate=3e-3, warmup_steps=1)
 NARROW = {"hidden_size": 16, "layers": 1, "heads": 2, "intermediate_size": 16}
@@ -87,7 +97,7 @@ def test_models_of_different_recipes_have_different_names():
         for margin in (None, 0.0, -1.5)
         for reliability in (None, 0.0, 0.5, 0.75, 1.0)
     ]
-    turned += [longer_task(recipe) for recipe in PAIR_RECIPES.values()]
+    turned += [change(recipe) for recipe in PAIR_RECIPES.values() for change in (longer_task, larger)]
     for of in ("student", "teacher"):
         by_name = {}
         for recipe in turned:
@@ -189,6 +199,47 @@ def test_a_longer_task_brings_models_prompts_and_errors_of_its_own(built, tmp_pa
     longest = len(pair.tokenizer.encode(worked_text((999_999,) * 4)))
     assert longest > 150 and response_limit(long.student.task, pair) > 1.3 * longest
     assert response_limit(PAIR_RECIPES["far"].student.task, pair) == 80
+
+
+def test_the_larger_pair_has_the_weights_and_the_responses_that_its_recipe_says(tokenizer):
+    recipe = UNSHIPPED_RECIPES["far-larger"]
+    vocabulary, width, inner = 2048, 512, 1536  # by hand: attention has 4 matrices, the rest of a layer 3, and 2 norms
+    layer = 4 * width**2 + 3 * width * inner + 2 * width
+    assert number_of_weights(recipe.student) == vocabulary * width + 3 * layer + width == 11_275_776
+    assert number_of_weights(recipe.teacher) == vocabulary * width + 4 * (layer + 2 * 64) + width  # norms of a head
+    assert 10e6 < number_of_weights(recipe.student) < number_of_weights(recipe.teacher) < 30e6
+    longest = [len(tokenizer.encode(worked_text((10**r.student.task.digits - 1,) * r.student.task.operands)))
+               for r in (PAIR_RECIPES["far"], recipe)]  # fmt: skip
+    assert longest == [49, 101]
+    assert recipe.student.opening_logprob == PAIR_RECIPES["far"].student.opening_logprob
+
+
+@pytest.mark.parametrize("name", ["student", "teacher"])
+def test_weights_are_counted_as_the_shipped_models_have_them(name):
+    recipe = PAIR_RECIPES["far"]
+    stored = load_file(DATA / "models" / getattr(recipe, f"{name}_name") / "model.safetensors")
+    assert number_of_weights(getattr(recipe, name)) == sum(weight.numel() for weight in stored.values())
+
+
+def test_short_texts_go_apart_where_that_saves_and_give_the_same_loss(tokenizer, monkeypatch):
+    shipped, wide = PAIR_RECIPES["far"], UNSHIPPED_RECIPES["far-larger"]
+    source = TextSource(tokenizer, shipped.student.task, np.random.default_rng(0))
+    # Whether they go apart changes the rounding: the shipped weights come from batches that never do.
+    assert source.teacher_batch(shipped.teacher, 512).tokens.shape[1] < pretraining.LONG_TEXT
+    batch = TextSource(tokenizer, wide.student.task, np.random.default_rng(0)).student_batch(wide.student, 8)
+    assert batch.tokens.shape[1] >= pretraining.LONG_TEXT
+    model = pretraining.untrained_student(small(wide).student, tokenizer)
+    widths = []
+    model.base_model.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape))
+    apart = pretraining._loss(model, batch, None)
+    assert [rows for rows, _ in widths] == [4, 4] and widths[0][1] < 40
+    monkeypatch.setattr(pretraining, "LONG_TEXT", 10_000)
+    assert torch.allclose(apart, pretraining._loss(model, batch, None), atol=1e-5) and widths[2][0] == 8
+
+
+def test_a_batch_goes_to_a_device_as_a_whole():
+    batch = TextBatch(torch.ones(2, 3), torch.ones(2, 3).bool(), torch.ones(2), torch.ones(2, 5).bool()).to("meta")
+    assert {item.device.type for item in vars(batch).values()} == {"meta"}
 
 
 def test_a_task_with_too_few_sums_is_refused_before_anything_is_trained(tmp_path):
@@ -305,6 +356,34 @@ def test_the_command_builds_the_pair_and_measures_it(command, tmp_path, monkeypa
     assert (folder / "README.md").read_text().startswith("# Pair: nearer\n")
     assert (folder / "README.md").read_text().strip() in printed
     assert sorted(p.name for p in (tmp_path / "pairs").iterdir()) == ["nearer"]
+
+
+def test_the_command_builds_the_larger_pair_on_a_device_by_name(command, tmp_path, monkeypatch):
+    monkeypatch.setitem(recipes.UNSHIPPED_RECIPES, "far-larger", small(UNSHIPPED_RECIPES["far-larger"]))
+    status, printed, _ = command("pairs", "build", "far-larger", "--device", "cpu", "--output", tmp_path)
+    assert status == 0 and "# Pair: far-larger\n" in printed
+    entry, card = (json.loads((tmp_path / "pairs" / "far-larger" / name).read_text()) for name in
+                   ("pair.json", "card.json"))  # fmt: skip
+    assert (
+        entry["student"] == "models/student-far-larger-3x4" and entry["teacher"] == "models/teacher-robust-larger-3x4"
+    )
+    assert entry["made_by"]["device"] == card["made_by"]["device"] == "CPU"
+    lengths = {len(row["prompt"]) for row in load_prompts(tmp_path / entry["prompts"])["test"]}
+    assert lengths == {len("1234+1234+1234=")}
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_built(command, tmp_path, name):
+    status, _, error = command("pairs", "build", "far", "--device", name, "--output", tmp_path / "out")
+    assert status == 2 and f"There is no device '{name}' here" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_dials_of_a_pair_that_is_not_shipped_are_refused(command, tmp_path):
+    options = ["--opening-logprob=-9", "--rename=x", "--output", tmp_path / "out"]
+    status, _, error = command("pairs", "build", "far-larger", *options)
+    assert status == 2 and "Dials are for the shipped pairs near, mid, far, far-fragile" in error
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_of_another_recipe_under_the_same_name_is_refused(built, tmp_path):

@@ -22,6 +22,9 @@ from tgpo_lab.studies.claims import (
     judge,
 )  # fmt: skip
 from tgpo_lab.studies.results import RESULTS
+from tgpo_lab.tiny_world.arithmetic import worked_text
+from tgpo_lab.tiny_world.building import number_of_weights
+from tgpo_lab.tiny_world.recipes import UNSHIPPED_RECIPES
 
 SEEDS = range(10)
 
@@ -164,6 +167,15 @@ def test_every_claim_asks_for_runs_that_its_study_plans(claim):
         pytest.skip(str(error))  # needs the tuning
     planned = {(cell.pair, cell.variant.label) for cell in study.cells()}
     assert {(pair, method) for pair in expected.pairs for method in methods} <= planned
+
+
+def test_claims_about_the_larger_pair_name_its_size(tokenizer):
+    recipe = UNSHIPPED_RECIPES["far-larger"]
+    assert round(number_of_weights(recipe.student) / 1e6) == 11
+    responses = [len(tokenizer.encode(worked_text((number,) * 3))) for number in (1111, 9999)]
+    assert min(responses) > 85 and round(max(responses), -1) == 100
+    named = [claim.sentence for claim in CLAIMS if claim.expected.study == "headline-larger"]
+    assert len(named) == 4 and "with a student of 11 million weights, responses of 100 tokens" in named[0]
 
 
 def test_the_table_has_a_row_for_each_claim(tmp_path):

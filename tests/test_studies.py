@@ -12,13 +12,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from filelock import FileLock
 
+import tgpo_lab
 from tgpo_lab.cli import main
 from tgpo_lab.errors import InputError
 from tgpo_lab.schedules import Constant
-from tgpo_lab.studies import catalog, headline, tables
-from tgpo_lab.studies.findings import findings_page
+from tgpo_lab.studies import catalog, headline, runner, tables
+from tgpo_lab.studies.findings import _scale, findings_page
 from tgpo_lab.studies.plan import Cell, Study, Variant
 from tgpo_lab.studies.report import study_page
 from tgpo_lab.studies.results import RESULTS, StudyResults, finished_fingerprints, gather, load_results, run_row
@@ -133,6 +135,22 @@ def test_a_run_that_diverges_is_a_result(pairs_folder, tmp_path):
     assert "not finite" in content["failure"] and content["test_accuracy"] is None
     row = run_row(content)
     assert row["collapsed"] and row["test_accuracy"] == 0
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_student_is_tested_in_the_precision_that_it_learned_in(pairs_folder, tmp_path, monkeypatch, precision):
+    products = []
+
+    def evaluate(pair, model, **options):
+        products.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        return tgpo_lab.evaluate(pair, model, **options)
+
+    monkeypatch.setattr(runner, "evaluate", evaluate)
+    cell = study_of(Variant("grpo", "grpo"), seeds=(0,), precision=precision).cells()[0]
+    assert run_cell(cell, tmp_path, pairs_folder)
+    assert products == [getattr(torch, precision)]
+    content = json.loads(result_file(cell, tmp_path).read_text())
+    assert content["config"]["precision"] == precision and content["made_by"]["device"] == "CPU"
 
 
 def test_gathered_tables_say_what_the_cells_say(finished, tmp_path):
@@ -288,34 +306,55 @@ def test_tables_are_made_of_the_stored_numbers():
 
 def test_every_named_study_is_made_of_runs_that_can_be(tmp_path):
     store_tuning(tmp_path)
+    store_tuning(tmp_path, headline.LARGER)
     for name in catalog.STUDIES:
         study = catalog.make_study(name, tmp_path)
         cells = study.cells()
         assert len({cell.name for cell in cells}) == len({cell.fingerprint for cell in cells}) == len(cells)
-        assert name == "tuning" or set(study.references) <= {cell.variant.label for cell in cells}
+        assert name.startswith("tuning") or set(study.references) <= {cell.variant.label for cell in cells}
 
 
-def test_every_method_is_tuned_with_as_many_configurations():
-    counts = {method: headline.configurations(method) for method in headline.method_names()}
-    assert {len(found) for found in counts.values()} == {4}
+@pytest.mark.parametrize("plan", headline.HEADLINES.values(), ids=lambda plan: plan.name)
+def test_every_method_is_tuned_with_as_many_configurations(plan, tmp_path):
+    counts = {method: headline.configurations(method, plan) for method in plan.methods}
+    assert {len(found) for found in counts.values()} == {len(plan.rates)}
     labels = [variant.label for found in counts.values() for variant in found]
     assert len(set(labels)) == len(labels)
     assert not set(TUNING_SEEDS) & set(SEEDS)
+    store_tuning(tmp_path, plan)
+    used = {name: {cell.seed for cell in catalog.make_study(name, tmp_path).cells()} for name in
+            (plan.tuning, plan.name)}  # fmt: skip
+    assert used[plan.tuning] <= set(TUNING_SEEDS) and used[plan.name] <= set(SEEDS)
 
 
-def store_tuning(folder: Path) -> None:
-    """A made-up tuning in which the last configuration is best on far and all are alike near."""
-    study = catalog.make_study("tuning", folder)
+def test_the_larger_headline_is_about_the_larger_pair_alone_and_learns_from_bfloat16_products(tmp_path):
+    store_tuning(tmp_path, headline.LARGER)
+    study = catalog.make_study("headline-larger", tmp_path)
+    assert {"rkl", "grpo", "tgpo", "sft"} <= {cell.variant.label for cell in study.cells()}
+    assert {cell.pair for cell in study.cells()} == {"far-larger"} == set(study.recipes)
+    assert all(cell.settings["precision"] == "bfloat16" for cell in study.cells())
+    tgpo = next(cell for cell in study.cells() if cell.variant.label == "tgpo")
+    assert dict(tgpo.variant.settings) == {"learning_rate": headline.LARGER.rates[-1]}
+    weight = tgpo.variant.options["weight"]
+    assert weight(0) == 0.02 and weight(19) > 0 and weight(20) == 0 and tgpo.settings["steps"] == 30
+    # A response has room, even one that is worked out after a terse start.
+    task = study.recipes["far-larger"].student.task
+    assert task.name == "3x4" and tgpo.settings["max_new_tokens"] >= 101 + 12
+
+
+def store_tuning(folder: Path, plan: headline.Headline = headline.USUAL) -> None:
+    """A made-up tuning in which the last configuration is best on far pairs and all are alike near."""
+    study = catalog.make_study(plan.tuning, folder)
     for cell in study.cells():
-        is_last = cell.variant.label == headline.configurations(cell.variant.method)[-1].label
-        value = 0.9 if is_last and cell.pair == "far" else 0.3
+        is_last = cell.variant.label == headline.configurations(cell.variant.method, plan)[-1].label
+        value = 0.9 if is_last and cell.pair.startswith("far") else 0.3
         content = {**content_of([0.0, value, value], value), "cell": cell.name, "pair": cell.pair, "seed": cell.seed,
                    "label": cell.variant.label, "fingerprint": cell.fingerprint,
                    "made_by": {"time": "2026-01-01T00:00:00+00:00"}}  # fmt: skip
-        file = result_file(cell, folder / "cells-of-tuning")
+        file = result_file(cell, folder / f"cells-of-{plan.tuning}")
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(content))
-    gather(study, folder / "cells-of-tuning", folder)
+    gather(study, folder / f"cells-of-{plan.tuning}", folder)
 
 
 def test_the_headline_takes_the_best_tuned_configuration_of_each_pair(tmp_path):
@@ -386,6 +425,9 @@ def test_a_study_that_is_stopped_goes_on_with_the_cells_that_are_missing(number,
         (["tuning", "--results", "/proc/nothing"], "Cannot write to the folder /proc/nothing"),
         (["headline", "--results", "nowhere"], "There are no results of a study 'tuning' in nowhere"),
         (["report", "map", "--results", "nowhere"], "There are no results of a study 'map' in nowhere"),
+        (["headline-larger", "--results", "nowhere"], "There are no results of a study 'tuning-larger' in nowhere"),
+        (["tuning", "--device", "cuda:99"], "There is no device 'cuda:99' here"),
+        (["tuning", "--device", "gpu"], "There is no device 'gpu' here"),
     ],
 )
 def test_bad_input_on_the_command_line(arguments, sentence, capsys):
@@ -471,6 +513,45 @@ def test_a_study_under_way_says_so():
     results = results_of("schedule", {("far", "a"): [0.9], ("far", "b"): [0.1]}, {})
     results.about["runs_planned"] = 10
     assert "The study is not complete" in study_page(results, "figures").text
+
+
+@pytest.mark.parametrize("name", ["tuning-larger", "headline-larger"])
+def test_pages_of_the_larger_headline_stand_while_it_is_under_way(name, tmp_path):
+    plan = headline.LARGER
+    label = {"tuning-larger": "tgpo 0.0001", "headline-larger": "tgpo"}[name]
+    results = results_of(name, {("far-larger", label): [0.9], ("far-larger", label.replace("tgpo", "rkl")): [0.1]}, {})
+    results.about.update(runs_planned=24, seeds=[0], settings=plan.settings)
+    runs = results.runs.assign(config=json.dumps({"learning_rate": 1e-4}))
+    page = study_page(replace(results, runs=runs), "figures")
+    assert "2 of 24 runs, seed 0," in page.text and "The study is not complete" in page.text
+    assert "A run: 30 steps × 4 prompts × 8 samples, in bfloat16." in page.text
+    page.write_figures(tmp_path)
+    if name == "headline-larger":
+        assert "3 learning rates (3e-05, 0.0001, 0.0003) on each pair, one seed each" in page.text
+        assert "(study tuning-larger)" in page.text and "lie beyond: none does." in page.text
+        assert {"headline-larger-accuracy", "headline-larger-entropy"} <= set(page.figures)
+    else:
+        assert "another rate in no case." in page.text and "| tgpo | 70.0 % |" in page.text
+
+
+def test_time_on_a_gpu_is_not_called_that_of_a_core():
+    results = results_of("schedule", {("far", "a"): [0.9], ("far", "b"): [0.1]}, {})
+    assert "3 minutes of one core in all" in study_page(results, "figures").text
+    results.about["made_by"][0]["device"] = "NVIDIA H100"
+    text = study_page(results, "figures").text
+    assert "3 minutes in all, of each run one after another." in text and "NVIDIA H100." in text
+    assert "of one core" not in text
+
+
+def test_the_page_says_on_what_and_how_large_from_what_is_stored():
+    stored = {name: results_of(name, {("far", "a"): [0.9]}, {}) for name in ("schedule", "horizon")}
+    assert _scale(stored) == "No study has been run on a GPU. Students have 0.24 million weights."
+    stored["headline-larger"] = results_of("headline-larger", {("far-larger", "tgpo"): [0.9]}, {})
+    stored["headline-larger"].about["made_by"] = [{"device": "NVIDIA H100"}]
+    assert _scale(stored) == (
+        "Some runs were made on NVIDIA H100. Students have 0.24 million weights, in headline-larger 11 million."
+    )
+    assert _scale({}) == "No study has been run on a GPU."
 
 
 def test_the_map_stands_on_measured_axes():
@@ -590,8 +671,9 @@ def test_the_findings_are_made_from_the_stored_results():
     assert sum(file.stat().st_size for file in RESULTS.rglob("*") if file.is_file()) <= 20e6
 
 
-def test_the_committed_results_are_those_of_the_runs_that_the_study_names():
+@pytest.mark.parametrize("name", sorted(file.parent.name for file in RESULTS.glob("*/study.json")))
+def test_the_committed_results_are_those_of_the_runs_that_the_study_names(name):
     # A new field of TrainConfig must not make strangers of finished runs: see ADDED_LATER.
-    wanted = {cell.fingerprint for cell in catalog.make_study("tuning").cells()}
-    stored = set(load_results("tuning").runs["fingerprint"])
+    wanted = {cell.fingerprint for cell in catalog.make_study(name).cells()}
+    stored = set(load_results(name).runs["fingerprint"])
     assert stored and stored <= wanted

@@ -75,6 +75,16 @@ def test_more_steps_are_told_with_their_number_and_with_when_half_was_right(tmp_
     assert "at step 100 with reverse KL and at step 20 with TGPO" in text and "every 5 steps" in text
 
 
+def test_the_larger_pair_is_told_once_its_study_is_complete(tmp_path):
+    accuracies = {key: value for key, value in headline(0.9, 0.8).items() if key[0] == "far"}
+    larger = {("far-larger", label): value for (_, label), value in accuracies.items()}
+    assert summary(store(tmp_path, "headline-larger", larger, planned=500)) == "No study is complete yet."
+    (tmp_path / "b").mkdir()
+    text = summary(store(tmp_path / "b", "headline-larger", larger))
+    assert text.startswith("- **Far, with 11 million weights and responses of twice the length:** TGPO takes")
+    assert "to 90.0 %" in text and "in 45 steps" in text and "(after the run TGPO is ahead of SFT)." in text
+
+
 def test_the_readme_is_up_to_date():
     text = README.read_text(encoding="utf-8")
     assert text == with_summary(text, RESULTS), "Make it again: tgpo-lab study findings"

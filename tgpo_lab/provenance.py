@@ -13,16 +13,26 @@ import torch
 PACKAGES = ("tgpo-lab", "torch", "transformers", "accelerate", "datasets", "tokenizers", "safetensors", "numpy")
 
 
-def provenance() -> dict[str, object]:
-    """Command line, package versions, processor and threads, and the time, as plain values."""
+def provenance(device: torch.device | None = None) -> dict[str, object]:
+    """Command line, package versions, processor and threads, and the time, as plain values.
+
+    Args:
+        device: where it was computed; left out, on the GPU if there is one.
+    """
     return {
         "command": command_line(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU",
+        "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def _device_name(device: torch.device | None) -> str:
+    if device is not None and device.type != "cuda":
+        return device.type.upper()
+    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else "CPU"
 
 
 def command_line() -> str:

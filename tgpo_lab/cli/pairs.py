@@ -112,36 +112,41 @@ def build(
     reliability: float | None = None,
     rename: str | None = None,
     threads: int = 1,
+    device: str | None = None,
 ) -> int:
     """Rebuild a shipped pair from its seed, or one with its dials turned, then measure it (half an hour for a robust
     teacher on one core).
 
     Args:
-        name: near, mid, far or far-fragile.
+        name: near, mid, far, far-fragile, or one that is not shipped: far-larger.
         output: Folder for models, prompts and the pair's card. Models that are there already are kept.
         opening_logprob: Divergence: nats that the student gives the teacher's opening, for instance -11.
         rival_margin: Nats by which all unused tokens together stay below that opening.
         reliability: Of the teacher on foreign prefixes: 0 clean text only, 1 the robust teacher, or between.
         rename: Name of the pair that is built; needed where a dial is turned.
         threads: Processor threads. Another number, or another processor, rounds differently, so weights can differ.
+        device: Where the pair is built and measured, such as cuda:1 or cpu; left out, on a GPU if there is one.
     """
     from ..tiny_world.building import build_and_measure
-    from ..tiny_world.recipes import PAIR_RECIPES, dialled
+    from ..tiny_world.recipes import PAIR_RECIPES, UNSHIPPED_RECIPES, dialled
 
     if threads < 1:
         raise InputError(f"threads must be 1 or more, but is {threads}.")
-    if name not in PAIR_RECIPES:
-        raise InputError(f"There is no recipe for {name!r}: choose one of {', '.join(PAIR_RECIPES)}.")
-    recipe = dialled(
-        PAIR_RECIPES[name], opening_logprob=opening_logprob, rival_margin=rival_margin, reliability=reliability
-    )
-    if rename is None and recipe != PAIR_RECIPES[name]:
+    where = require_device(device or usual_device())
+    known = {**PAIR_RECIPES, **UNSHIPPED_RECIPES}
+    if name not in known:
+        raise InputError(f"There is no recipe for {name!r}: choose one of {', '.join(known)}.")
+    recipe = dialled(known[name], opening_logprob=opening_logprob, rival_margin=rival_margin, reliability=reliability)
+    if name in UNSHIPPED_RECIPES and recipe != known[name]:
+        raise InputError(f"Dials are for the shipped pairs {', '.join(PAIR_RECIPES)}, but the pair is {name!r}.")
+    if rename is None and recipe != known[name]:
         raise InputError(f"With a dial turned this is no longer the pair {name!r}. Give it another name with --rename.")
-    if rename is not None and (rename in PAIR_RECIPES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", rename)):
+    if rename is not None and (rename in known or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", rename)):
         raise InputError(
-            f"rename must be a new name of letters, digits, dots and dashes, not a shipped pair's, but is {rename!r}."
+            "rename must be a new name of letters, digits, dots and dashes, not a shipped pair's or "
+            f"{', '.join(UNSHIPPED_RECIPES)}, but is {rename!r}."
         )
     name = rename or name
     torch.set_num_threads(threads)
-    print(card_markdown(build_and_measure(name, recipe, output), recipe.summary))
+    print(card_markdown(build_and_measure(name, recipe, output, where), recipe.summary))
     return 0

@@ -10,6 +10,7 @@ import tyro
 
 from ..errors import InputError
 from ..files import require_writable_folder, write_text
+from ..parallel.placement import require_device, usual_device
 from ..studies.catalog import STUDIES, make_study
 from ..studies.findings import write_findings
 from ..studies.report import study_page
@@ -38,6 +39,7 @@ def list_studies() -> int:
 def run(
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")],
     processes: int = 2,
+    device: str | None = None,
     output: Path = RUNS,
     pairs: Path = PAIRS,
     results: Path = RESULTS,
@@ -49,7 +51,8 @@ def run(
 
     Args:
         name: The study.
-        processes: Runs at the same time, each on one thread.
+        processes: Runs at the same time, each on one thread; on a GPU they share it and its memory.
+        device: Where runs compute and pairs are built, such as cuda:1 or cpu; left out, on a GPU if there is one.
         output: Folder for the runs.
         pairs: Folder in which pairs that are not shipped are built, or have been.
         results: Folder in which finished runs are put together as Parquet tables.
@@ -57,6 +60,7 @@ def run(
     """
     if processes < 1:
         raise InputError(f"processes must be 1 or more, but is {processes}.")
+    where = require_device(device or usual_device())
     study = make_study(name, results)
     require_writable_folder(results)  # before the first hour of training, not after it
     done = finished_fingerprints(name, results)
@@ -65,8 +69,8 @@ def run(
     for pair, recipe in study.recipes.items():
         if pair in needed and not (pairs / "pairs" / pair / "card.json").exists():
             print(f"Building the pair {pair} …", flush=True)
-            build_and_measure(pair, recipe, pairs)
-    completed = run_study(study, output / name, pairs, processes, done)
+            build_and_measure(pair, recipe, pairs, where)
+    completed = run_study(study, output / name, pairs, processes, done, where)
     stored = gather(study, output / name, results, discard_old=discard_old)
     print(
         f"{len(stored.runs)} of {len(study.cells())} runs are stored in {results / name}. "

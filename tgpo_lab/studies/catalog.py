@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..schedules import Constant, Trapezoid, UntilAgreement
-from ..tiny_world.recipes import PAIR_RECIPES, PairRecipe, dialled, longer_task
-from .headline import chosen_configurations, headline, tuning
+from ..tiny_world.recipes import PAIR_RECIPES, UNSHIPPED_RECIPES, PairRecipe, dialled, longer_task
+from .headline import chosen_configurations, headline, headline_larger, tuning, tuning_larger
 from .plan import Study, Variant
 from .results import RESULTS
 from .settings import FEW_SEEDS, SEEDS, SETTINGS, STEPS, ZERO_AT, annealed, variant_of
@@ -216,9 +216,16 @@ def gradient(folder: Path) -> Study:
     )
 
 
+def known_recipes() -> dict[str, PairRecipe]:
+    """Recipes of all pairs that studies are about, by the pair's name."""
+    return {**PAIR_RECIPES, **UNSHIPPED_RECIPES, **map_recipes(), **rival_recipes(), **long_recipes()}
+
+
 STUDIES: dict[str, Callable[[Path], Study]] = {
     "tuning": tuning,
     "headline": headline,
+    "tuning-larger": tuning_larger,
+    "headline-larger": headline_larger,
     "map": divergence_map,
     "rivals": rivals,
     "longer": longer,

@@ -105,6 +105,13 @@ CLAIMS = (
               Ahead("longer", "tgpo", method, ("mid", "far")))
         for name, method in (("reverse KL", "rkl"), ("GRPO", "grpo"))
     ),
+    *(
+        Claim(f"Cross-family, TGPO is ahead of {name}, with a student of 11 million weights, responses of 100 tokens.",
+              Ahead("headline-larger", "tgpo", method, ("far-larger",)))
+        for name, method in (("reverse KL", "rkl"), ("GRPO", "grpo"), ("SFT", "sft"))
+    ),
+    Claim("Cross-family, reverse KL collapses, with that student and responses of that length.",
+          Collapses("headline-larger", "rkl", ("far-larger",))),
     Claim("Where the two are far apart, the gradient of reverse KL is stronger and noisier: its second moment grows.",
           Grows("gradient", "mean_policy_gradient_second_moment", BY_DIVERGENCE, "nats²")),
     Claim("It matters that the teacher is asked at the student's own prefixes (implied).",

@@ -7,13 +7,16 @@ and never by hand: a test makes the page again and compares.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..files import write_text
-from .catalog import STUDIES
+from ..tiny_world.building import number_of_weights
+from .catalog import STUDIES, known_recipes
 from .claims import claims_table
 from .report import Page, study_page
-from .results import RESULTS, load_results
+from .results import RESULTS, StudyResults, load_results
 from .summary import with_summary
 
 HEAD = """\
@@ -24,8 +27,7 @@ What the studies of tgpo_lab have measured. This page is made by `tgpo-lab study
 goes on with one that is not complete.
 
 All of it is about tiny models that add up numbers ([how the pairs came about](../README.md#pairs)). It says what
-happens there, not what happens with large models. No study has been run on a GPU, nor with students of tens of
-millions of weights.
+happens there, not what happens with large models. {scale}
 
 *Collapsed* means: held-out accuracy had been 20 % or more and ended at half of its largest value or below; or half of
 the last responses ran into the token limit; or numbers stopped being finite. A student that starts at 3 % and never
@@ -53,13 +55,26 @@ not.
 
 def findings_page(results_folder: Path = RESULTS) -> Page:
     """All studies that are stored, in the order of the catalog."""
-    pages = [
-        study_page(load_results(name, results_folder), "figures")
-        for name in STUDIES
-        if (results_folder / name).exists()
-    ]
+    stored = {name: load_results(name, results_folder) for name in STUDIES if (results_folder / name).exists()}
+    pages = [study_page(results, "figures") for results in stored.values()]
     drawn = {name: figure for page in pages for name, figure in page.figures.items()}
-    return Page("\n".join([HEAD, CLAIMS_HEAD + claims_table(results_folder), *(page.text for page in pages)]), drawn)
+    head = HEAD.format(scale=_scale(stored))
+    return Page("\n".join([head, CLAIMS_HEAD + claims_table(results_folder), *(page.text for page in pages)]), drawn)
+
+
+def _scale(stored: Mapping[str, StudyResults]) -> str:
+    """On which machines the stored studies have been run, and how many weights their students have."""
+    devices = {made_by["device"] for results in stored.values() for made_by in results.about["made_by"]} - {"CPU"}
+    where = f"Some runs were made on {', '.join(sorted(devices))}." if devices else "No study has been run on a GPU."
+    recipes = known_recipes()
+    weights = functools.cache(lambda student: number_of_weights(student) / 1e6)
+    studies: dict[str, list[str]] = {}
+    for name, results in stored.items():
+        largest = max((weights(recipes[pair].student) for pair in results.runs["pair"] if pair in recipes), default=0)
+        studies.setdefault(f"{largest:.2g} million", []).append(name)
+    (usual, _), *others = sorted(studies.items(), key=lambda item: -len(item[1])) or [("", [])]
+    text = f"{where} Students have {usual} weights" if usual else where
+    return text + "".join(f", in {' and '.join(names)} {size}" for size, names in others) + ("." if usual else "")
 
 
 def write_findings(folder: Path, results_folder: Path = RESULTS, readme: Path | None = None) -> Path:

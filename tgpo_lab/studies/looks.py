@@ -51,10 +51,11 @@ def gradient(pair: Pair, prompts: Dataset, config: TrainConfig) -> pd.DataFrame:
         vocabulary_size=pair.vocabulary_size,
     )  # fmt: skip
     answers = [answer for answer in prompts["answer"] for _ in range(config.group_size)]
+    device = rollouts.responses.device
     batch = Batch(
         rollouts=rollouts,
-        from_teacher=torch.zeros(len(rollouts), dtype=torch.bool),
-        rewards=score(rollouts, answers, reward_function(config.reward), pair.tokenizer),
+        from_teacher=torch.zeros(len(rollouts), dtype=torch.bool, device=device),
+        rewards=score(rollouts, answers, reward_function(config.reward), pair.tokenizer).to(device),
         teacher=ask_teacher(
             pair.teacher, rollouts, vocabulary_size=pair.vocabulary_size,
             micro_batch_tokens=config.micro_batch_tokens, keep_distribution=rollouts.mask,

@@ -68,10 +68,16 @@ def _runs_sentence(results: StudyResults) -> str:
                       (("steps", "steps"), ("prompts_per_step", "prompts")) if key in settings)  # fmt: skip
     rates = {json.loads(config).get("learning_rate") for config in results.runs["config"]}
     rate = f" Learning rate {rates.pop():g}." if len(rates) == 1 and None not in rates else ""
+    on_processors = all(made_by["device"] == "CPU" for made_by in about["made_by"])
+    taken = (
+        "of one core in all, on two cores half of that" if on_processors else "in all, of each run one after another"
+    )
+    seeds = about["seeds"]
     text = (
-        f"{about['runs_finished']} of {about['runs_planned']} runs, seeds {about['seeds'][0]} to {about['seeds'][-1]}, "
-        f"{about['run_minutes']:.0f} minutes of one core in all, on two cores half of that. "
-        f"A run: {size} × 8 samples.{rate} "
+        f"{about['runs_finished']} of {about['runs_planned']} runs, "
+        f"{f'seed {seeds[0]}' if len(seeds) == 1 else f'seeds {seeds[0]} to {seeds[-1]}'}, "
+        f"{about['run_minutes']:.0f} minutes {taken}. "
+        f"A run: {size} × 8 samples{', in bfloat16' if settings.get('precision') == 'bfloat16' else ''}.{rate} "
         f"{'' if about['study'] in ALONE else 'Intervals are over these seeds, on one built pair each. '}"
         f"`tgpo-lab study {about['study']}`, "
         f"{'; '.join(dict.fromkeys(machines))}."

@@ -2,6 +2,8 @@
 
 A cell that is finished is never run again. Ctrl-C, a kill or a dead process lose nothing but the
 cells in hand: the same command goes on with the rest.
+
+On a GPU, processes share the one that the study was given. That has not been run yet; on a CPU it is tested.
 """
 
 from __future__ import annotations
@@ -35,22 +37,32 @@ from ..provenance import provenance
 from ..runs import CHECKPOINTS, METRICS_FILE
 from ..sampling.engine import OwnEngine
 from ..tasks.prompts import load_prompts
+from ..trackers import tracking_accelerator
 from ..training import train
 from .looks import LOOKS
 from .plan import Cell, Study, measured_dials, pair_digest
 
 CELLS, WORKING = "cells", "working"
+CPU = torch.device("cpu")
 
 
-def run_study(study: Study, output: Path, pairs_folder: Path, processes: int, done: frozenset[str]) -> bool:
+def run_study(
+    study: Study,
+    output: Path,
+    pairs_folder: Path,
+    processes: int,
+    done: frozenset[str],
+    device: torch.device = CPU,
+) -> bool:
     """Run all cells of a study that are not finished yet.
 
     Args:
         study: what to run.
         output: folder of the study; each cell becomes ``output/cells/NAME.json``.
         pairs_folder: where pairs that are not shipped have been built.
-        processes: runs at the same time; on a CPU each computes on one thread.
+        processes: runs at the same time; on a CPU each computes on one thread, on a GPU they share it and its memory.
         done: fingerprints of cells that are finished elsewhere.
+        device: where all of them compute.
 
     Returns:
         Whether all cells are finished.
@@ -67,7 +79,9 @@ def run_study(study: Study, output: Path, pairs_folder: Path, processes: int, do
     if not cells:
         return True
     # Fresh processes: a forked one would inherit threads that are not there any more.
-    executor = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_prepare_process)
+    executor = ProcessPoolExecutor(
+        processes, multiprocessing.get_context("spawn"), initializer=_prepare_process, initargs=(device,)
+    )
     waiting: dict[Future[bool], Cell] = {}
     try:
         with _only_one(output), _Display(console, study.name, len(cells)) as display:
@@ -130,12 +144,16 @@ def result_file(cell: Cell, output: Path) -> Path:
 def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
     """Train one cell, evaluate its student on the test prompts, and write the result.
 
-    A run whose numbers stop being finite is a result, too: it is stored with what it measured until then.
+    All of it happens on the device that training takes: see :func:`_prepare_process`. A run whose numbers stop being
+    finite is a result, too: it is stored with what it measured until then.
 
     Returns:
         False if the run was asked to stop before its end; then nothing is written.
     """
-    start = time.process_time()  # of this process alone: the machine may have other work
+    device = tracking_accelerator(output, ()).device  # the one that training takes
+    # Of this process alone: the machine may have other work. That is no time of a GPU's.
+    seconds = time.process_time if device.type == "cpu" else time.perf_counter
+    start = seconds()
     working = output / WORKING / cell.name
     shutil.rmtree(working, ignore_errors=True)  # what a kill has left: a cell is short and starts anew
     config = cell.config(working, pairs_folder)
@@ -145,15 +163,18 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
         result = train(config, show_progress=False)
         if not result.completed:
             return False
-        pair = load_pair(config.student, config.teacher, prompt_format=config.prompt_format, **config.position_options)
+        pair = load_pair(
+            config.student, config.teacher, device=device, prompt_format=config.prompt_format, **config.position_options
+        )
         prompts = load_prompts(config.dataset or pair.prompts, **config.prompt_options)["test"]
-        tested = evaluate(
-            pair, result.student, prompts=prompts, temperature=config.evaluation_temperature, seed=config.seed,
-            max_new_tokens=config.max_new_tokens, reward=config.reward,
-            engine=OwnEngine(result.student, rows_at_once=config.sampling_rows),
-        )  # fmt: skip
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):  # as in the run
+            tested = evaluate(
+                pair, result.student, prompts=prompts, temperature=config.evaluation_temperature, seed=config.seed,
+                max_new_tokens=config.max_new_tokens, reward=config.reward,
+                engine=OwnEngine(result.student, rows_at_once=config.sampling_rows),
+            )  # fmt: skip
         for checkpoint in checkpoint_folders(working / CHECKPOINTS) if cell.look else []:
-            pair.student = load_model(checkpoint, torch.float32, "cpu")
+            pair.student = load_model(checkpoint, torch.float32, device)
             frame = LOOKS[cell.look](pair, prompts, config)
             frame.insert(0, "step", read_state(checkpoint).step)
             looks += frame.to_dict("records")
@@ -173,19 +194,23 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
         "failure": failure,
         "test_accuracy": None if tested is None else tested.accuracy,
         "test_length": None if tested is None else tested.length,
-        "seconds": time.process_time() - start,
+        "seconds": seconds() - start,
         "steps": read_rows(working / METRICS_FILE),
         "looks": looks,
-        "made_by": provenance(),
+        "made_by": provenance(device),
     }
     write_json(target, content)
     shutil.rmtree(working, ignore_errors=True)
     return True
 
 
-def _prepare_process() -> None:
-    """One thread for each run; and no run goes on after the study itself was killed."""
+def _prepare_process(device: torch.device) -> None:
+    """One thread for each run, on ``device``; and no run goes on after the study itself was killed."""
     torch.set_num_threads(1)
+    if device.type == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # training takes a GPU by itself where there is one
+    elif device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     parent = multiprocessing.parent_process()
 
     def end_with_parent() -> None:

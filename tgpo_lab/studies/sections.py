@@ -9,10 +9,10 @@ import pandas as pd
 
 from . import figures, tables
 from .catalog import OPENINGS, RELIABILITIES, map_pair
-from .headline import RATES
+from .headline import HEADLINES
 from .look_sections import Content, gradient, premise
 from .results import StudyResults
-from .settings import MAIN_METHODS, TUNING_SEEDS
+from .settings import MAIN_METHODS
 from .statistics import LEVEL, mean_interval, paired_comparison
 from .teacher_tokens import at_equal_tokens, with_teacher_tokens
 
@@ -42,7 +42,8 @@ def tuning(results: StudyResults) -> Content:
     }
     rule = (
         "The rule that chooses, written down before, is the largest mean area: a method that is soon there wins over "
-        "one that ends higher. The mean accuracy after the run would have chosen another rate in these cases:\n\n"
+        "one that ends higher. The mean accuracy after the run would have chosen another rate "
+        f"{'in these cases:' if len(other) else 'in no case.'}\n\n"
     )
     chosen = pd.DataFrame(
         {
@@ -54,23 +55,24 @@ def tuning(results: StudyResults) -> Content:
     )
     return [
         ("Mean area, by pair and learning rate", tables.markdown(pd.DataFrame({"method": area.index, **cells}))),
-        ("The rule and its effect", rule + tables.markdown(chosen)),
+        ("The rule and its effect", rule + (tables.markdown(chosen) if len(other) else "")),
     ], {}
 
 
 def headline(results: StudyResults) -> Content:
     """The tuning budget and what it chose; entropy, length and gradient norm along training."""
+    plan = HEADLINES[results.about["study"]]
     rates = tables.with_rate(results.runs)
     wide = rates.groupby(["label", "pair"])["rate"].agg(tables.each_rate).unstack("pair")
     table = pd.DataFrame({"method": wide.index, **{f"learning rate on {pair}": wide[pair] for pair in wide}})
     note = (
-        f"Every method had the same budget: {len(RATES)} learning rates ({', '.join(f'{rate:g}' for rate in RATES)}) "
-        f"on each pair, {len(TUNING_SEEDS)} seeds each, none of which is used here (study tuning). The one with the "
-        "largest mean area was taken. Where it lies at the edge of the four, a better one may lie beyond: "
-        f"{_at_the_edge(rates)}.\n\n"
+        f"Every method had the same budget: {len(plan.rates)} learning rates "
+        f"({', '.join(f'{rate:g}' for rate in plan.rates)}) on each pair, {_seeds_each(plan.tuning_seeds)} used here "
+        f"(study {plan.tuning}). The one with the largest mean area was taken. Where it lies at the edge of them, a "
+        f"better one may lie beyond: {_at_the_edge(rates, plan.rates)}.\n\n"
     )
     drawn = {
-        f"headline-{column.replace('_', '-')}": figures.curves(
+        f"{plan.name}-{column.replace('_', '-')}": figures.curves(
             results.steps, MAIN_METHODS, column, unit, bounds=(0.0, np.inf)
         )
         for column, unit in (
@@ -82,11 +84,15 @@ def headline(results: StudyResults) -> Content:
     return [("Tuning", note + tables.markdown(table))], drawn
 
 
-def _at_the_edge(runs: pd.DataFrame) -> str:
+def _seeds_each(seeds: tuple[int, ...]) -> str:
+    return "one seed each, which is not" if len(seeds) == 1 else f"{len(seeds)} seeds each, none of which is"
+
+
+def _at_the_edge(runs: pd.DataFrame, tried: tuple[float, ...]) -> str:
     """How many methods of each pair took the smallest or the largest rate, and which, if they are few."""
     parts = []
     for (pair, rate), group in runs.groupby(["pair", "rate"]):
-        if rate in (min(RATES), max(RATES)):
+        if rate in (min(tried), max(tried)):
             labels = list(dict.fromkeys(group["label"]))
             named = ", ".join(labels) if len(labels) <= 6 else f"{len(labels)} methods"
             parts.append(f"{named} on {pair} ({rate:g})")
@@ -243,6 +249,8 @@ def _range(values: pd.Series) -> str:
 SECTIONS: dict[str, Callable[[StudyResults], Content]] = {
     "tuning": tuning,
     "headline": headline,
+    "tuning-larger": tuning,
+    "headline-larger": headline,
     "map": divergence_map,
     "premise": premise,
     "gradient": gradient,
@@ -250,5 +258,5 @@ SECTIONS: dict[str, Callable[[StudyResults], Content]] = {
     "long": long_responses,
 }
 """By study."""
-ALONE = {"tuning", "premise", "gradient"}
+ALONE = {"tuning", "tuning-larger", "premise", "gradient"}
 """Studies without the general tables: their runs are not compared with each other."""

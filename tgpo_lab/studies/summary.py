@@ -15,13 +15,19 @@ BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end o
 
 
 def summary(folder: Path) -> str:
-    """What *headline*, *longer* and *horizon* have shown, a sentence for each situation, as Markdown.
+    """What *headline*, *longer*, *headline-larger* and *horizon* have shown as Markdown, a sentence for each situation.
 
     Nothing is said of a study that is not complete.
     """
-    headline, longer, horizon = (complete_results(name, folder) for name in ("headline", "longer", "horizon"))
+    headline, longer, larger, horizon = (
+        complete_results(name, folder) for name in ("headline", "longer", "headline-larger", "horizon")
+    )
     far = [part(results) for part, results in ((_far, headline), (_far_longer, longer)) if results is not None]
     sentences = [f"**Far:** {'; '.join(far)}."] if far else []
+    if larger is not None:
+        sentences.append(
+            f"**Far, with 11 million weights and responses of twice the length:** {_far(larger, 'far-larger')}."
+        )
     if headline is not None:
         sentences.append(_near(headline))
     if horizon is not None:
@@ -41,8 +47,8 @@ def with_summary(readme: str, folder: Path) -> str:
     return f"{before}{BEGIN}\n{summary(folder)}\n{END}{rest.split(END)[1]}"
 
 
-def _far(results: StudyResults) -> str:
-    runs = results.runs[results.runs["pair"] == "far"]
+def _far(results: StudyResults, pair: str = "far") -> str:
+    runs = results.runs[results.runs["pair"] == pair]
     shown = ", ".join(
         f"{name} at {_accuracy(runs, label)}"
         for name, label in (("reverse KL ends", "rkl"), ("GRPO", "grpo"), ("SFT on the teacher's responses", "sft"))

@@ -1,6 +1,8 @@
 """Building a pair from its recipe: prompts, tokenizer, student and teacher, as files.
 
 python -m tgpo_lab pairs build far --output runs/pairs
+
+On a GPU it has not been run yet; on a CPU it is tested.
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from ..models.pairs import DATA, Pair, load_model, load_pair
 from ..provenance import provenance
 from ..tasks.prompts import load_prompts
 from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text, worked_text
-from .pretraining import acquaint_teacher, build_student_skill, build_teacher, set_student_opening
+from .pretraining import (
+    acquaint_teacher,
+    build_student_skill,
+    build_teacher,
+    set_student_opening,
+    untrained_student,
+    untrained_teacher,
+)
 from .recipes import PairRecipe, StudentRecipe, TeacherRecipe, on_task
 from .tokenizer import build_tokenizer
 
@@ -31,12 +40,14 @@ PROMPT_COUNTS = {"train": 4096, "validation": 256, "test": 512}
 SECOND_STAGE_FIELDS = {"opening_logprob", "rival_margin", "opening"}
 RECIPE_FILE = "recipe.json"
 FILLER_WORDS = DATA / "tokenizer" / "filler_words.txt"
+CPU = torch.device("cpu")
 
 
-def build_pair(name: str, recipe: PairRecipe, output: Path) -> Path:
-    """Build a pair under ``output`` (``models/``, ``prompts/`` and ``pairs/NAME/pair.json``).
+def build_pair(name: str, recipe: PairRecipe, output: Path, device: torch.device = CPU) -> Path:
+    """Build a pair under ``output`` (``models/``, ``prompts/`` and ``pairs/NAME/pair.json``) on a device.
 
     A model that ``output`` already holds is taken as it is: pairs share models, and models share their first stage.
+    On a GPU the same recipe gives other weights than on a CPU, by rounding.
 
     Returns:
         The folder with ``pair.json``.
@@ -52,11 +63,11 @@ def build_pair(name: str, recipe: PairRecipe, output: Path) -> Path:
         write_prompts(task, prompts)
     student = _built(
         output, recipe.student_name, asdict(recipe.student), tokenizer,
-        lambda: _student(recipe.student, tokenizer, output),
+        lambda: _student(recipe.student, tokenizer, output, device),
     )  # fmt: skip
     teacher = _built(
         output, recipe.teacher_name, asdict(recipe.teacher), tokenizer,
-        lambda: _teacher(recipe.teacher, tokenizer, output),
+        lambda: _teacher(recipe.teacher, tokenizer, output, device),
     )  # fmt: skip
     pair = output / "pairs" / name
     pair.mkdir(parents=True, exist_ok=True)
@@ -67,24 +78,31 @@ def build_pair(name: str, recipe: PairRecipe, output: Path) -> Path:
             "summary": recipe.summary,
             **{key: str(path.relative_to(output)) for key, path in places.items()},
             "recipe": recipe.as_dict(),
-            "made_by": provenance(),
+            "made_by": provenance(device),
         },
     )
     return pair
 
 
-def build_and_measure(name: str, recipe: PairRecipe, output: Path) -> PairCard:
+def build_and_measure(name: str, recipe: PairRecipe, output: Path, device: torch.device = CPU) -> PairCard:
     """:func:`build_pair`, then the pair's card beside its ``pair.json``: ``card.json`` and ``README.md``."""
-    folder = build_pair(name, recipe, output)
+    folder = build_pair(name, recipe, output, device)
     entry = json.loads((folder / "pair.json").read_text())
-    pair = load_pair(output / entry["student"], output / entry["teacher"])
+    pair = load_pair(output / entry["student"], output / entry["teacher"], device=device)
     pair.name = name
     card = measure_pair(
         pair, load_prompts(output / entry["prompts"])["test"], max_new_tokens=response_limit(recipe.student.task, pair)
     )
-    write_json(folder / "card.json", {**card.as_dict(), "seed": 0, "made_by": provenance()})
+    write_json(folder / "card.json", {**card.as_dict(), "seed": 0, "made_by": provenance(device)})
     write_text(folder / "README.md", card_markdown(card, recipe.summary))
     return card
+
+
+def number_of_weights(recipe: StudentRecipe | TeacherRecipe) -> int:
+    """How many weights a model of the recipe has, output embeddings counted once with the input's."""
+    make = untrained_student if isinstance(recipe, StudentRecipe) else untrained_teacher
+    with torch.device("meta"):
+        return make(recipe, build_tokenizer(FILLER_WORDS)).num_parameters()
 
 
 def response_limit(task: AdditionTask, pair: Pair) -> int:
@@ -93,27 +111,32 @@ def response_limit(task: AdditionTask, pair: Pair) -> int:
     return max(80, len(pair.tokenizer.encode(longest)) * 4 // 3)
 
 
-def _student(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
+def _student(
+    recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase, output: Path, device: torch.device
+) -> PreTrainedModel:
     # What the second stage wants is no part of the first one, which students share.
     first = {key: value for key, value in asdict(recipe).items() if key not in SECOND_STAGE_FIELDS}
     skill = _built(
-        output, on_task("student-skill", recipe.task), first, tokenizer, lambda: build_student_skill(recipe, tokenizer)
-    )
-    return set_student_opening(load_model(skill, torch.float32, "cpu"), recipe, tokenizer)
+        output, on_task("student-skill", recipe.task), first, tokenizer,
+        lambda: build_student_skill(recipe, tokenizer, device),
+    )  # fmt: skip
+    return set_student_opening(load_model(skill, torch.float32, device), recipe, tokenizer)
 
 
-def _teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase, output: Path) -> PreTrainedModel:
+def _teacher(
+    recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase, output: Path, device: torch.device
+) -> PreTrainedModel:
     if recipe.until_reliability is None:
-        return build_teacher(recipe, tokenizer)
+        return build_teacher(recipe, tokenizer, device)
     clean = replace(recipe, foreign_share=0.0, until_reliability=None)
     start = _built(
         output,
         on_task("teacher-fragile", recipe.task),
         asdict(clean),
         tokenizer,
-        lambda: build_teacher(clean, tokenizer),
+        lambda: build_teacher(clean, tokenizer, device),
     )
-    return acquaint_teacher(load_model(start, torch.float32, "cpu"), recipe, tokenizer)
+    return acquaint_teacher(load_model(start, torch.float32, device), recipe, tokenizer)
 
 
 def _built(

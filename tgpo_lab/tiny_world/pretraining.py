@@ -30,16 +30,29 @@ from .texts import TextBatch, TextSource
 # A small model whose opening is told to be improbable would otherwise trade it against the rest.
 OPENING_WEIGHT = 0.1
 # From so many tokens on, texts of a batch that are less than half as long go through the model by themselves. Below, a
-# second pass costs as much as the padding that it saves.
-LONG_TEXT = 128
+# second pass costs the shipped models as much as the padding that it saves.
+LONG_TEXT = 100
 # Steps between measurements of a teacher that learns until it is reliable enough, and prefixes of each.
 RELIABILITY_EVERY, RELIABILITY_PREFIXES = 10, 128
 
 
-def build_student_skill(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """First stage of a student: both styles, opening left free. Llama architecture."""
+def untrained_student(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A student as it is before its first step. Llama architecture."""
+    return LlamaForCausalLM(LlamaConfig(**_shape(recipe, tokenizer)))
+
+
+def untrained_teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A teacher as it is before its first step. Qwen3 architecture, so that the pair crosses model families."""
+    shape = _shape(recipe, tokenizer)
+    return Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=recipe.hidden_size // recipe.heads))
+
+
+def build_student_skill(
+    recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """First stage of a student, on ``device``: both styles, opening left free."""
     torch.manual_seed(recipe.skill.seed)
-    model = LlamaForCausalLM(LlamaConfig(**_shape(recipe, tokenizer)))
+    model = untrained_student(recipe, tokenizer).to(device)  # drawn on the CPU: the same weights for every device
     source = TextSource(tokenizer, recipe.task, np.random.default_rng([recipe.skill.seed, 1]))
     _train(model, recipe.skill, "student: both styles", lambda: source.student_batch(recipe, recipe.skill.batch_size))
     return model
@@ -48,7 +61,7 @@ def build_student_skill(recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBas
 def set_student_opening(
     model: PreTrainedModel, recipe: StudentRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """Second stage of a student, in place: pull log πθ(``<think>`` | prompt) to the wanted value.
+    """Second stage of a student, in place and where it is: pull log πθ(``<think>`` | prompt) to the wanted value.
 
     Here it also learns to work a sum out after a terse answer, as it will when guidance opens a
     ``<think>`` there.
@@ -64,11 +77,12 @@ def set_student_opening(
     return model
 
 
-def build_teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """First stage of a teacher. Qwen3 architecture, so that the pair crosses model families."""
+def build_teacher(
+    recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase, device: torch.device | str = "cpu"
+) -> PreTrainedModel:
+    """First stage of a teacher, on ``device``."""
     torch.manual_seed(recipe.training.seed + 1)
-    shape = _shape(recipe, tokenizer)
-    model = Qwen3ForCausalLM(Qwen3Config(**shape, head_dim=recipe.hidden_size // recipe.heads))
+    model = untrained_teacher(recipe, tokenizer).to(device)
     source = TextSource(tokenizer, recipe.task, np.random.default_rng([recipe.training.seed, 3]))
     _train(model, recipe.training, "teacher", lambda: source.teacher_batch(recipe, recipe.training.batch_size))
     return model
@@ -77,7 +91,7 @@ def build_teacher(recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase) -> 
 def acquaint_teacher(
     model: PreTrainedModel, recipe: TeacherRecipe, tokenizer: PreTrainedTokenizerBase
 ) -> PreTrainedModel:
-    """Second stage of a teacher, in place: foreign prefixes, until it continues enough of them rightly.
+    """Second stage of a teacher, in place and where it is: foreign prefixes, until it continues enough of them rightly.
 
     Raises:
         InputError: all steps of the stage were not enough.
@@ -147,7 +161,9 @@ def _train(
 ) -> bool:
     """Train for all steps, or until ``until`` (called before each step) says so; returns whether it did."""
     model.train()
-    model.set_attn_implementation("eager")  # the fused kernel's bfloat16 backward pass is slow on a CPU
+    device = model.device
+    if device.type == "cpu":
+        model.set_attn_implementation("eager")  # the fused kernel's bfloat16 backward pass is slow there
     optimizer = torch.optim.AdamW(model.parameters(), lr=training.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     reached = False
     for step in track(range(training.steps), description=title):
@@ -155,9 +171,9 @@ def _train(
             break
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * (1.0 if constant_rate else _cosine_with_warmup(step, training))
-        batch = next_batch()
+        batch = next_batch().to(device)
         # Master weights stay in float32; bfloat16 products are four times as fast on current CPUs.
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16):
             loss = _loss(model, batch, opening)
         optimizer.zero_grad()
         loss.backward()
@@ -174,7 +190,7 @@ def _loss(model: PreTrainedModel, batch: TextBatch, opening: Opening | None) -> 
     logits = model.lm_head(hidden[:, :-1][predicts_next])  # (N, V)
     loss = F.cross_entropy(logits, batch.tokens[:, 1:][predicts_next])
     if opening is not None:
-        rows = torch.arange(len(batch.tokens))
+        rows = torch.arange(len(batch.tokens), device=hidden.device)
         logprobs = model.lm_head(hidden[rows, batch.opening_position - 1]).float().log_softmax(-1)  # (B, V)
         rivals = logprobs.masked_fill(batch.terse_tokens, -math.inf)
         rivals[:, opening.token] = -math.inf

@@ -147,6 +147,33 @@ def longer_task(recipe: PairRecipe, task: AdditionTask = LONG_TASK) -> PairRecip
     )
 
 
+LARGER_TASK = AdditionTask(operands=3, digits=4)
+"""Worked responses of about 100 tokens."""
+
+
+def larger(recipe: PairRecipe, task: AdditionTask = LARGER_TASK) -> PairRecipe:
+    """The same pair with a student of 11 and a teacher of 15 million weights, on a task with responses of twice the
+    length. Wide models need a smaller learning rate than narrow ones, and fewer steps. Width costs a processor less
+    than depth does, so the student has as few layers as the column sums need.
+    """
+    size = {"hidden_size": 512, "heads": 8, "intermediate_size": 1536}
+    student = replace(
+        recipe.student, **size, layers=3,
+        skill=Pretraining(steps=800, batch_size=32, learning_rate=1e-3),
+        opening=Pretraining(steps=200, batch_size=32, learning_rate=3e-4, warmup_steps=20),
+    )  # fmt: skip
+    teacher = replace(
+        recipe.teacher, **size, layers=4,
+        training=Pretraining(steps=400, batch_size=32, learning_rate=1e-3, warmup_steps=50),
+    )  # fmt: skip
+    named = {field: f"{getattr(recipe, field)}-larger" for field in ("student_name", "teacher_name")}
+    return longer_task(replace(recipe, student=student, teacher=teacher, **named), task)
+
+
+UNSHIPPED_RECIPES: dict[str, PairRecipe] = {"far-larger": larger(PAIR_RECIPES["far"])}
+"""Pairs that are built where they are wanted: their models are too large to ship."""
+
+
 def dialled(
     recipe: PairRecipe,
     *,

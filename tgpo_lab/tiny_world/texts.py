@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,10 @@ class TextBatch:
     """(B,) int64: position at which the worked text opens, or would open."""
     terse_tokens: torch.Tensor
     """(B, V) bool: tokens that a terse response can have at that position (student's texts alone)."""
+
+    def to(self, device: torch.device) -> TextBatch:
+        """The same batch there."""
+        return TextBatch(**{item.name: getattr(self, item.name).to(device) for item in fields(self)})
 
 
 class TextSource:
