@@ -33,6 +33,7 @@ from ..files import require_writable_folder, write_json
 from ..loop.stopping import NonFiniteError
 from ..metrics import read_rows
 from ..models.pairs import load_model, load_pair
+from ..precision import products_in
 from ..provenance import provenance
 from ..runs import CHECKPOINTS, METRICS_FILE
 from ..sampling.engine import OwnEngine
@@ -167,7 +168,7 @@ def run_cell(cell: Cell, output: Path, pairs_folder: Path) -> bool:
             config.student, config.teacher, device=device, prompt_format=config.prompt_format, **config.position_options
         )
         prompts = load_prompts(config.dataset or pair.prompts, **config.prompt_options)["test"]
-        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):  # as in the run
+        with products_in(config.precision, device):  # as in the run
             tested = evaluate(
                 pair, result.student, prompts=prompts, temperature=config.evaluation_temperature, seed=config.seed,
                 max_new_tokens=config.max_new_tokens, reward=config.reward,
