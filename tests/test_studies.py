@@ -534,6 +534,14 @@ def test_pages_of_the_larger_headline_stand_while_it_is_under_way(name, tmp_path
         assert "another rate in no case." in page.text and "| tgpo | 70.0 % |" in page.text
 
 
+def test_a_tuning_without_a_best_rate_says_so():
+    levels = {"rkl 0.0001": 0.0, "rkl 0.0003": 0.0, "tgpo 0.0001": 0.5, "tgpo 0.0003": 0.2}
+    results = results_of("tuning-larger", {("far-larger", label): [level] for label, level in levels.items()}, {})
+    rates = [json.dumps({"learning_rate": float(label.split()[1])}) for label in results.runs["label"]]
+    text = study_page(replace(results, runs=results.runs.assign(config=rates)), "figures").text
+    assert "the same largest area, and the smallest of them was taken: rkl on far-larger.\n" in text
+
+
 def test_time_on_a_gpu_is_not_called_that_of_a_core():
     results = results_of("schedule", {("far", "a"): [0.9], ("far", "b"): [0.1]}, {})
     assert "3 minutes of one core in all" in study_page(results, "figures").text

@@ -53,6 +53,10 @@ def tuning(results: StudyResults) -> Content:
             "by accuracy after the run": after["test_accuracy"],
         }
     )
+    equal = means["area"].groupby(["pair", "method"]).agg(lambda areas: (areas == areas.max()).sum() > 1)
+    if equal.any():
+        named = ", ".join(f"{method} on {pair}" for pair, method in equal.index[equal])
+        rule = f"Several rates have the same largest area, and the smallest of them was taken: {named}.\n\n{rule}"
     return [
         ("Mean area, by pair and learning rate", tables.markdown(pd.DataFrame({"method": area.index, **cells}))),
         ("The rule and its effect", rule + (tables.markdown(chosen) if len(other) else "")),
