@@ -12,7 +12,7 @@ from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import DATA
 from tgpo_lab.randomness import derived_seed, generator_for, rows_of_step
 from tgpo_lab.tasks import prompts
-from tgpo_lab.tasks.prompts import load_prompts
+from tgpo_lab.tasks.prompts import load_prompts, training_and_held_out
 from tgpo_lab.tasks.rewards import last_number
 from tgpo_lab.tiny_world.arithmetic import AdditionTask, split_of
 from tgpo_lab.tiny_world.building import write_prompts
@@ -110,6 +110,24 @@ def test_the_same_prompt_twice_in_one_split_is_allowed_but_not_in_two(tmp_path):
     write(tmp_path / "validation.jsonl", {"prompt": "b", "answer": "2"})
     with pytest.raises(InputError, match=r"'b'.*validation.*test"):
         load_prompts(tmp_path)
+
+
+def held_out_of(folder, prompts: str, count: int) -> tuple[list[str], list[str]]:
+    """Prompts, one letter each, that are trained on and held out of a single split; answers are row numbers."""
+    write(folder / "train.jsonl", *({"prompt": p, "answer": n} for n, p in enumerate(prompts)))
+    parts = training_and_held_out(load_prompts(folder), count, folder)
+    return tuple([row["prompt"] + row["answer"] for row in rows] for rows in parts)
+
+
+def test_without_a_validation_split_the_last_prompts_are_held_out(tmp_path):
+    assert held_out_of(tmp_path, "abcdef", 2) == (["a0", "b1", "c2", "d3"], ["e4", "f5"])
+
+
+def test_no_prompt_that_is_held_out_stands_among_the_trained_ones(tmp_path):
+    assert held_out_of(tmp_path, "abcdabcd", 2) == (["a0", "b1", "a4", "b5"], ["c6", "d7"])
+    assert held_out_of(tmp_path, "abcdeccdd", 2) == (["a0", "b1", "e4"], ["c6", "d8"])
+    with pytest.raises(InputError, match="its 4 prompts are too few to hold out 3"):
+        held_out_of(tmp_path, "abcdabcd", 3)
 
 
 # ── Datasets as on the hub, stood in for by local files ──────────────────────────────────────────

@@ -109,6 +109,8 @@ def load_prompts(
 def training_and_held_out(splits: DatasetDict, count: int, source: str | Path) -> tuple[Dataset, Dataset]:
     """Training prompts and ``count`` held-out ones; without a validation split, the last of the training prompts.
 
+    A prompt that stands there several times is held out once, and none of its rows is trained on.
+
     Raises:
         InputError: no validation split, and too few prompts to hold some out.
     """
@@ -116,12 +118,17 @@ def training_and_held_out(splits: DatasetDict, count: int, source: str | Path) -
         held_out = splits["validation"]
         return splits["train"], held_out.select(range(min(count, len(held_out))))
     rows = splits["train"]
-    if len(rows) < 2 * count:
+    prompts = list(rows["prompt"])
+    last = {prompt: number for number, prompt in enumerate(prompts)}  # the last row of each
+    if len(last) < 2 * count:
         raise InputError(
-            f"{source} has no validation split, and its {len(rows)} prompts are too few to hold out "
+            f"{source} has no validation split, and its {len(last)} prompts are too few to hold out "
             f"{count} of them. Add a validation.jsonl or lower evaluation_prompts."
         )
-    return rows.select(range(len(rows) - count)), rows.select(range(len(rows) - count, len(rows)))
+    held_out = sorted(last.values())[-count:]
+    kept_out = {prompts[number] for number in held_out}
+    trained = [number for number, prompt in enumerate(prompts) if prompt not in kept_out]
+    return rows.select(trained), rows.select(held_out)
 
 
 def known_answers(splits: DatasetDict) -> dict[str, str]:
