@@ -330,6 +330,15 @@ def test_too_few_prompts_to_hold_some_out(refused_training, tmp_path):
     refused_training(dataset=file, evaluation_prompts=4, names=("7", "4", "validation.jsonl", "evaluation_prompts"))
 
 
+def test_options_that_are_empty(refused_training, refused, random_pair):
+    refused_training(dataset="", names=("dataset is empty", "train.jsonl"))
+    refused("train", "--dataset", "", names=("dataset is empty", "leave dataset out"))  # not the pair's own, silently
+    refused_training("--answer-after=", names=("answer_after is empty", "####"))
+    pair = ("--student", random_pair.student, "--teacher", random_pair.teacher)
+    refused("evaluate", *pair, "--dataset=", names=("dataset's name is empty",))
+    refused("evaluate", *pair, "--dataset", random_pair.prompts, "--answer-after=", names=("answer_after is empty",))
+
+
 def test_prompt_options_that_cannot_work(refused_training):
     refused_training("--answer-after=####", names=("train.jsonl, line 1", "'####'", "answer_after"))
     refused_training("--train-split=easy", names=("easy.jsonl", "train_split"))

@@ -15,6 +15,7 @@ from .precision import Precision
 from .presets import PRESETS
 from .schedules import Schedule, parse_schedule
 from .server_limits import require_server_suffices
+from .tasks.prompt_columns import PromptColumns
 from .tasks.prompt_format import PromptFormat
 from .tasks.rewards import reward_function
 from .trackers import require_trackers
@@ -96,7 +97,7 @@ class TrainConfig:
     """System message of that chat; left out, what the template brings."""
     reward: str = "marked_answer"
     """How a response is judged: marked_answer (the integer after the last #), exact_match, last_number, math_verify
-    (needs the extra math), or a function of yours as package.module:function."""
+    (needs the extra math), or a function of yours as package.module:function, which has no time limit but its own."""
 
     # Method
     method: Method = field(default_factory=lambda: make_method("tgpo", tiny=True))
@@ -222,6 +223,9 @@ class TrainConfig:
                 f"mini_batches ({self.mini_batches}) cannot exceed prompts_per_step ({self.prompts_per_step}): "
                 "a mini-batch holds whole groups."
             )
+        if self.dataset == "":
+            raise InputError("dataset is empty. Give a folder with train.jsonl or a hub name, or leave dataset out.")
+        PromptColumns(self.prompt_column, self.answer_column, self.answer_after)  # checks them
         reward_function(self.reward)
         _ = self.prompt_format  # checks it
         require_trackers(self.trackers)

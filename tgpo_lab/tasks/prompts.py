@@ -4,54 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict, load_dataset
 
 from ..errors import InputError
 from ..files import require_name
-
-
-@dataclass(frozen=True)
-class PromptColumns:
-    """Where prompts and answers stand in a dataset. openai/gsm8k: ``PromptColumns("question", "answer", "####")``."""
-
-    prompt: str = "prompt"
-    """Column with the prompt text."""
-    answer: str = "answer"
-    """Column with the right answer."""
-    answer_after: str | None = None
-    """The answer is what stands after the last of these marks in that column; None for all of it."""
-
-    def row(self, row: object, place: str) -> dict[str, str]:
-        """A row of any dataset as ``{"prompt": …, "answer": …}``, both text.
-
-        Raises:
-            InputError: a column is missing, holds no text or no answer. ``place`` says where it was.
-        """
-        columns = (self.prompt, self.answer)
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{place}: expected a JSON object with the keys {columns}, but found {type(row).__name__}."
-            )
-        for column in columns:
-            value = row.get(column)
-            if not isinstance(value, (str, int)) or isinstance(value, bool) or str(value).strip() == "":
-                found = f"{column}={value!r}" if column in row else f"the keys {sorted(row)}"
-                raise InputError(f"{place}: expected text under the key {column!r}, but found {found}.")
-        return {"prompt": str(row[self.prompt]), "answer": self._answer(str(row[self.answer]), place)}
-
-    def _answer(self, text: str, place: str) -> str:
-        if self.answer_after is None:
-            return text
-        _, mark, answer = text.rpartition(self.answer_after)
-        if not mark or not answer.strip():
-            raise InputError(
-                f"{place}: expected the answer after {self.answer_after!r} under the key {self.answer!r}, but found "
-                f"{text[-60:]!r}. Change answer_after, or leave it out where the column holds the answer alone."
-            )
-        return answer.strip()
+from .prompt_columns import PromptColumns
 
 
 def load_prompts(
@@ -84,6 +43,8 @@ def load_prompts(
     Raises:
         InputError: nothing there, a malformed or empty file, a missing column, a prompt in two splits.
     """
+    if not str(source):
+        raise InputError("The dataset's name is empty. Give a folder with train.jsonl, a .jsonl file, or a hub name.")
     path = Path(source)
     columns = PromptColumns(prompt_column, answer_column, answer_after)
     if train_split == validation_split:
