@@ -164,8 +164,8 @@ def test_flags_change_what_they_name_and_nothing_else():
         ]
     )
     method = make_method("kdrl", distil_on="wrong_groups", normalize_std=False)
-    assert config == TrainConfig.preset("paper", "kdrl").with_changes(
-        method=method, steps=7, learning_rate=1e-5, output="here", dataset="some/data", precision="float32"
+    assert config == TrainConfig.preset("paper", "kdrl", dataset="some/data").with_changes(
+        method=method, steps=7, learning_rate=1e-5, output="here", precision="float32"
     )
     assert (choice.quiet, choice.resume) == (True, None)
 

@@ -12,7 +12,7 @@ from .methods import Method, make_method
 from .methods.base import method_class
 from .models.positions import require_possible_positions
 from .precision import Precision
-from .presets import PRESETS
+from .presets import PRESETS, preset_fields
 from .schedules import Schedule, parse_schedule
 from .server_limits import require_server_suffices
 from .tasks.prompt_columns import PromptColumns
@@ -276,7 +276,7 @@ class TrainConfig:
             name: ``tiny`` (a shipped pair on two CPU cores), ``paper`` (the paper's settings), ``gpu-24gb`` or
                 ``gpu-80gb`` (one card; by the arithmetic of :mod:`tgpo_lab.doctor.memory_estimate`).
             method: name of the method, with the options that suit the preset.
-            changes: fields to change.
+            changes: fields to change. With another dataset or engine, the options of the preset's own do not apply.
 
         Raises:
             InputError: unknown preset, method or field, or impossible values.
@@ -287,7 +287,7 @@ class TrainConfig:
         if unknown := sorted(set(changes) - known):
             raise InputError(f"A configuration has no field {unknown[0]!r}: it has {', '.join(sorted(known))}.")
         made = make_method(method, tiny=name == "tiny")
-        return cls(**{"method": made, **PRESETS[name], **changes})  # type: ignore[arg-type]
+        return cls(**{"method": made, **preset_fields(name, changes)})  # type: ignore[arg-type]
 
     def with_changes(self, **changes: object) -> TrainConfig:
         """The same with some fields changed."""
