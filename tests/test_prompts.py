@@ -3,6 +3,8 @@
 import json
 import re
 
+import datasets
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given
@@ -160,6 +162,70 @@ def test_a_dataset_with_the_schema_of_gsm8k(gsm8k):
     assert all(last_number(row["answer"], expected[n]["answer"]) == 1 for n, row in enumerate(GSM8K))
     with pytest.raises(InputError, match=r"other.* has no train\.jsonl and no train\.parquet"):
         load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="other")
+
+
+def test_a_folder_of_configurations_says_which_there_are(gsm8k, tmp_path):
+    with pytest.raises(
+        InputError, match=r"gsm8k has no train\.jsonl .*Such files are in main .* one as dataset_config"
+    ):
+        load_prompts(gsm8k, **GSM8K_COLUMNS)
+    with pytest.raises(InputError, match=r"gsm8k/other has no train\.jsonl .*Such files are in main "):
+        load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="other")
+    with pytest.raises(InputError, match=r"dataset_config is 'main', but .*main has .* leave dataset_config out"):
+        load_prompts(gsm8k / "main", **GSM8K_COLUMNS, dataset_config="main")
+
+
+def test_a_validation_split_that_is_named_has_to_be_there(gsm8k, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"gsm8k has no split 'dev': set validation_split to one of test, train, or"):
+        load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main", validation_split="dev")
+    for name in ("train", "validation"):
+        write(tmp_path / f"{name}.jsonl", {"prompt": name, "answer": "1"})
+    with pytest.raises(InputError, match=r"no split 'dev': set validation_split to one of train, validation, or leave"):
+        load_prompts(tmp_path, validation_split="dev")
+    rows = Dataset.from_list([{"prompt": "a", "answer": "1"}])
+    monkeypatch.setattr(prompts, "load_dataset", lambda name, config: DatasetDict({"train": rows}))
+    with pytest.raises(InputError, match=r"some/data has no split 'dev': set validation_split to one of train, or"):
+        load_prompts("some/data", validation_split="dev")
+    assert set(load_prompts("some/data")) == {"train"}
+
+
+def test_a_test_split_with_other_columns_is_refused_when_it_is_asked_for_and_not_before(gsm8k):
+    Dataset.from_list([{"id": 1, "question": "?"}]).to_parquet(gsm8k / "main" / "test-00000-of-00001.parquet")
+    splits = load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
+    assert list(splits) == ["train"]
+    training, held_out = training_and_held_out(splits, 2, gsm8k)
+    assert (len(training), len(held_out)) == (6, 2)
+    assert "test" in splits and "validation" not in splits
+    with pytest.raises(InputError, match=r"test-00000-of-00001\.parquet, row 0: .*'answer'.*'question'"):
+        splits["test"]
+    with pytest.raises(InputError, match=r"There is no split 'validation': choose one of train"):
+        splits["validation"]
+    (gsm8k / "main" / "train-00000-of-00002.parquet").write_text("?")
+    with pytest.raises(InputError, match="is no Parquet file that can be read"):  # a split that is used
+        load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
+
+
+def test_reading_parquet_shows_no_bar_and_leaves_those_of_others(tmp_path, capsys):
+    Dataset.from_list([{"prompt": f"{tmp_path}", "answer": "2"}]).to_parquet(tmp_path / "train.parquet")
+    capsys.readouterr()
+    datasets.enable_progress_bars()
+    load_prompts(tmp_path)
+    assert capsys.readouterr().err == "" and not datasets.are_progress_bars_disabled()
+
+
+def test_whole_numbers_that_pandas_made_floats_are_integers(tmp_path):
+    pd.DataFrame({"prompt": ["a", "b"], "answer": [7.0, -12.0]}).to_parquet(tmp_path / "train.parquet")
+    assert load_prompts(tmp_path)["train"]["answer"] == ["7", "-12"]
+    pd.DataFrame({"prompt": ["a", "b"], "answer": [7, None]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"row 1: .* found answer=None\. Fill it in, remove the row, or"):
+        load_prompts(tmp_path)
+
+
+def test_a_prompt_as_chat_messages_says_what_to_do(tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"Chat messages are not read: put the user's message .* set chat_template"):
+        load_prompts(tmp_path)
 
 
 def test_the_hub_is_asked_for_name_and_configuration(gsm8k, monkeypatch):

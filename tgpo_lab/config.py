@@ -14,7 +14,7 @@ from .models.positions import require_possible_positions
 from .precision import Precision
 from .presets import PRESETS, preset_fields
 from .schedules import Schedule, parse_schedule
-from .server_limits import require_server_suffices
+from .server_limits import refuse_idle_teacher_options, require_server_suffices
 from .tasks.prompt_columns import PromptColumns
 from .tasks.prompt_format import PromptFormat
 from .tasks.rewards import reward_function
@@ -234,6 +234,8 @@ class TrainConfig:
             require_server_suffices(
                 self.teacher_server, self.method, {name: getattr(self, name) for name in local_options}
             )
+        else:
+            refuse_idle_teacher_options(self.method, self.teacher_server_model, self.teacher_cache)
         if self.lora_merged and not self.lora_rank:
             raise InputError("lora_merged merges adapters, but lora_rank is 0: there are none. Set lora_rank.")
 

@@ -33,12 +33,17 @@ class PromptColumns:
             raise InputError(
                 f"{place}: expected a JSON object with the keys {columns}, but found {type(row).__name__}."
             )
-        for column in columns:
+        texts = {}
+        for column, option in zip(columns, ("prompt_column", "answer_column"), strict=True):
             value = row.get(column)
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)  # what pandas makes of integers with gaps between them
             if not isinstance(value, (str, int)) or isinstance(value, bool) or str(value).strip() == "":
-                found = f"{column}={value!r}" if column in row else f"the keys {sorted(row)}"
-                raise InputError(f"{place}: expected text under the key {column!r}, but found {found}.")
-        return {"prompt": str(row[self.prompt]), "answer": self._answer(str(row[self.answer]), place)}
+                found = f"{column}={value!r}"[:200] if column in row else f"the keys {sorted(row)}"
+                advice = _advice(row, column, option)
+                raise InputError(f"{place}: expected text under the key {column!r}, but found {found}. {advice}")
+            texts[column] = str(value)
+        return {"prompt": texts[self.prompt], "answer": self._answer(texts[self.answer], place)}
 
     def _answer(self, text: str, place: str) -> str:
         if self.answer_after is None:
@@ -50,3 +55,17 @@ class PromptColumns:
                 f"{text[-60:]!r}. Change answer_after, or leave it out where the column holds the answer alone."
             )
         return answer.strip()
+
+
+def _advice(row: dict, column: str, option: str) -> str:
+    value = row.get(column)
+    if column not in row:
+        return f"Name the column with {option}."
+    if isinstance(value, list) and any(isinstance(message, dict) for message in value):
+        return (
+            "Chat messages are not read: put the user's message there as text and set chat_template, and system_prompt "
+            "for a system message."
+        )
+    if isinstance(value, float) and value == value:
+        return "Write a number that is no integer as text."
+    return f"Fill it in, remove the row, or name another column with {option}."
