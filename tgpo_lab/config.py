@@ -76,7 +76,8 @@ class TrainConfig:
 
     # Prompts and reward
     dataset: str | None = None
-    """Folder with train.jsonl or train.parquet, such a file, or a dataset on the hub; left out, the pair's own."""
+    """Folder with train.jsonl or train.parquet, such a file, or a dataset on the hub; left out, the pair's own. The
+    options below that a preset has for its own dataset do not apply to another."""
     dataset_config: str | None = None
     """Which configuration of a dataset that has several: main of openai/gsm8k."""
     train_split: str = "train"
