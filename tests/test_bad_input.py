@@ -271,7 +271,11 @@ def two_good_lines_and(line: str) -> str:
         (two_good_lines_and('"1+1="'), ("line 3", "str")),
         (two_good_lines_and('{"prompt": "1+1="}'), ("line 3", "'answer'", "['prompt']")),
         (two_good_lines_and('{"question": "1+1=", "answer": "2"}'), ("line 3", "'prompt'", "'question'")),
-        (two_good_lines_and('{"prompt": "1+1=", "answer": 2.0}'), ("line 3", "'answer'", "2.0")),
+        (two_good_lines_and('{"prompt": "1+1=", "answer": 2.5}'), ("line 3", "'answer'", "2.5", "as text")),
+        (
+            two_good_lines_and('{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}'),
+            ("line 3", "'prompt'", "user's message", "chat_template"),
+        ),
         (two_good_lines_and('{"prompt": "1+1=", "answer": null}'), ("line 3", "'answer'", "None")),
         (two_good_lines_and('{"prompt": "1+1=", "answer": true}'), ("line 3", "'answer'", "True")),
         (two_good_lines_and('{"prompt": ["1+1="], "answer": "2"}'), ("line 3", "'prompt'", "['1+1=']")),
@@ -330,12 +334,33 @@ def test_too_few_prompts_to_hold_some_out(refused_training, tmp_path):
     refused_training(dataset=file, evaluation_prompts=4, names=("7", "4", "validation.jsonl", "evaluation_prompts"))
 
 
+def test_options_that_are_empty(refused_training, refused, random_pair):
+    refused_training(dataset="", names=("dataset is empty", "train.jsonl"))
+    refused("train", "--dataset", "", names=("dataset is empty", "leave dataset out"))  # not the pair's own, silently
+    refused_training("--answer-after=", names=("answer_after is empty", "####"))
+    pair = ("--student", random_pair.student, "--teacher", random_pair.teacher)
+    refused("evaluate", *pair, "--dataset=", names=("dataset's name is empty",))
+    refused("evaluate", *pair, "--dataset", random_pair.prompts, "--answer-after=", names=("answer_after is empty",))
+
+
 def test_prompt_options_that_cannot_work(refused_training):
     refused_training("--answer-after=####", names=("train.jsonl, line 1", "'####'", "answer_after"))
     refused_training("--train-split=easy", names=("easy.jsonl", "train_split"))
+    refused_training("--validation-split=easy", names=("'easy'", "validation_split", "one of test, train, validation"))
+    refused_training("--teacher-server-model=draft", names=("teacher_server_model", "'draft'", "no teacher_server"))
+    refused_training("--teacher-cache=kept", names=("teacher_cache", "tgpo", "sft, luffy or tgpo-unconditioned"))
     refused_training("--prompt-template=Solve:", names=("prompt_template", "{prompt}"))
     refused_training("--system-prompt=Be brief.", names=("system_prompt", "chat_template"))
     refused_training("--chat-template", names=("no chat template",))
+
+
+@pytest.mark.parametrize(
+    "option, value", [("train-split", "foo"), ("validation-split", "foo"), ("dataset-config", "main")]
+)
+def test_options_of_a_folder_do_not_go_with_a_single_file(refused_training, tmp_path, option, value):
+    (tmp_path / "prompts.jsonl").write_text(GOOD)
+    names = ("prompts.jsonl is one file", f"{option.replace('-', '_')} '{value}'", "would change nothing")
+    refused_training(f"--{option}={value}", dataset=tmp_path / "prompts.jsonl", names=names)
 
 
 @pytest.mark.parametrize(

@@ -164,8 +164,8 @@ def test_flags_change_what_they_name_and_nothing_else():
         ]
     )
     method = make_method("kdrl", distil_on="wrong_groups", normalize_std=False)
-    assert config == TrainConfig.preset("paper", "kdrl").with_changes(
-        method=method, steps=7, learning_rate=1e-5, output="here", dataset="some/data", precision="float32"
+    assert config == TrainConfig.preset("paper", "kdrl", dataset="some/data").with_changes(
+        method=method, steps=7, learning_rate=1e-5, output="here", precision="float32"
     )
     assert (choice.quiet, choice.resume) == (True, None)
 
@@ -223,6 +223,27 @@ def test_train_then_evaluate_then_resume(command, pair_flags, loaded, tmp_path):
     assert status == 0
     assert "step 3/3" in printed and "step 2/3" not in printed
     assert printed.endswith("The run is in run.\n")
+
+
+def test_evaluate_of_a_run_without_a_validation_split_asks_what_the_run_held_out(command, pair_flags, loaded, tmp_path):
+    rows = loaded[1]["train"].to_list()
+    (tmp_path / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sets = ["--steps=1", "--prompts-per-step=4", "--group-size=4", "--max-new-tokens=12", "--evaluation-prompts=6"]
+    status, _, error = command("train", *pair_flags[:4], "--dataset=mine.jsonl", *sets, "--quiet", "--output=run")
+    assert (status, error) == (0, "")
+    accuracy = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["accuracy"]
+    for flags, name in (([], "test"), (["--split=validation"], "validation")):
+        status, printed, error = command("evaluate", "--run", "run", "--show=99", *flags)
+        assert (status, error) == (0, "")
+        said, figures, *shown = printed.splitlines()
+        assert said == f"mine.jsonl has no {name} split: these are the 6 prompts that the run held out."
+        assert figures.startswith(f"accuracy {accuracy:.4f} ")
+        assert len(shown) == 6 and all(s.startswith(row["prompt"]) for s, row in zip(shown, rows[-6:], strict=True))
+    shown = command("evaluate", "--run", "run", "--show=99", "--split=train")[1].splitlines()[1:]
+    assert len(shown) == len(rows) - 6
+    assert all(s.startswith(row["prompt"]) for s, row in zip(shown, rows[:-6], strict=True))
+    status, _, error = command("evaluate", "--run", "run", "--split=test")
+    assert status == 2 and "has no split 'test': it has train. Choose one with --split" in error
 
 
 def test_evaluate_of_a_run_with_the_teacher_does_not_show_the_student(command, tiny_config, tmp_path, pair_flags):

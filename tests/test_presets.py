@@ -170,3 +170,32 @@ def test_the_sum_for_the_papers_eight_cards():
     parts |= {"fragments": sum(parts.values()) / 10, "vLLM": 0.55 * 80}
     assert billions("paper") == pytest.approx({**parts, "total": sum(parts.values())}, rel=1e-3)
     assert round(sum(parts.values()), 1) == 66.3
+
+
+def test_options_of_a_presets_dataset_do_not_apply_to_another():
+    given = {"dataset": "mine", "student": "a", "teacher": "b"}
+    config = TrainConfig.preset("gpu-24gb", **given)
+    assert config.prompt_options == TrainConfig().prompt_options
+    assert (config.reward, config.prompt_template) == ("last_number", PRESETS["gpu-24gb"]["prompt_template"])
+    assert TrainConfig.preset("gpu-24gb", **given, answer_after="=").answer_after == "="
+    same = TrainConfig.preset("gpu-24gb", dataset="openai/gsm8k")
+    assert same == TrainConfig.preset("gpu-24gb") and same.answer_after == "####"
+
+
+@pytest.mark.parametrize("words", [["--dataset", "mine"], ["--dataset=mine"]])
+def test_nor_on_the_command_line(words):
+    _, config = parse_training(["--preset", "gpu-80gb", *words, "--answer-column", "solution"])
+    assert config.dataset == "mine" and config.answer_column == "solution"
+    assert (config.dataset_config, config.prompt_column, config.answer_after) == (None, "prompt", None)
+    _, same = parse_training(["--preset", "gpu-80gb", words[0].replace("mine", "openai/gsm8k"),
+                              *[w.replace("mine", "openai/gsm8k") for w in words[1:]]])  # fmt: skip
+    assert (same.dataset_config, same.prompt_column, same.answer_after) == ("main", "question", "####")
+
+
+def test_the_papers_preset_goes_on_with_the_other_engine_alone():
+    for config in (TrainConfig.preset("paper", engine="own"),
+                   parse_training(["--preset", "paper", "--engine", "own"])[1]):  # fmt: skip
+        assert config.engine == "own" and not config.vllm_sleep
+    assert TrainConfig.preset("paper", engine="vllm").vllm_sleep
+    with pytest.raises(InputError, match="Set engine to vllm, or leave vllm_sleep out"):
+        parse_training(["--preset", "paper", "--engine", "own", "--vllm-sleep"])

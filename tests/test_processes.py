@@ -353,3 +353,30 @@ def test_code_that_communicates_on_its_own_tells_of_a_loss_and_of_nothing_else(e
     assert (raised.value is not error) == told
     with pytest.raises(type(error)), ALONE.loss_told():
         raise error
+
+
+GLOO = (
+    "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer "
+    "[127.0.0.1]:3218. This is typically caused by a remote worker crashing. Check the logs of the remote worker "
+    "before reporting an error. GLHF! 🏖️"
+)
+"""As torch 2 raised it when the other of two processes had ended."""
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (RuntimeError(GLOO), " (Connection closed by peer [127.0.0.1]:3218)"),
+        (RuntimeError("[a/b.cc:84] Timed out waiting 9ms. This may indicate …"), " (Timed out waiting 9ms)"),
+        (dist.DistBackendError("NCCL error in: ../c/NCCL.cpp:3384, unhandled system error\nLast error:\nx"),
+         " (NCCL error in: ../c/NCCL.cpp:3384, unhandled system error)"),
+        (dist.DistBackendError("word " * 100), " (" + "word " * 22 + "word …)"),
+        (dist.DistBackendError(""), ""),
+    ],
+)  # fmt: skip
+def test_a_lost_process_is_told_with_the_first_thing_that_the_library_says(error, reason):
+    two = Processes(to_go_on="Go on.")
+    two.number = 2
+    with pytest.raises(OtherProcessError) as raised, two.loss_told():
+        raise error if isinstance(error, dist.DistError) else RuntimeError(f"{error} gloo/transport")
+    assert str(raised.value) == f"Another of the 2 processes has ended or does not answer{reason}. Go on."

@@ -3,6 +3,8 @@
 import json
 import re
 
+import datasets
+import pandas as pd
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import given
@@ -12,7 +14,7 @@ from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import DATA
 from tgpo_lab.randomness import derived_seed, generator_for, rows_of_step
 from tgpo_lab.tasks import prompts
-from tgpo_lab.tasks.prompts import load_prompts
+from tgpo_lab.tasks.prompts import load_prompts, training_and_held_out
 from tgpo_lab.tasks.rewards import last_number
 from tgpo_lab.tiny_world.arithmetic import AdditionTask, split_of
 from tgpo_lab.tiny_world.building import write_prompts
@@ -112,6 +114,24 @@ def test_the_same_prompt_twice_in_one_split_is_allowed_but_not_in_two(tmp_path):
         load_prompts(tmp_path)
 
 
+def held_out_of(folder, prompts: str, count: int) -> tuple[list[str], list[str]]:
+    """Prompts, one letter each, that are trained on and held out of a single split; answers are row numbers."""
+    write(folder / "train.jsonl", *({"prompt": p, "answer": n} for n, p in enumerate(prompts)))
+    parts = training_and_held_out(load_prompts(folder), count, folder)
+    return tuple([row["prompt"] + row["answer"] for row in rows] for rows in parts)
+
+
+def test_without_a_validation_split_the_last_prompts_are_held_out(tmp_path):
+    assert held_out_of(tmp_path, "abcdef", 2) == (["a0", "b1", "c2", "d3"], ["e4", "f5"])
+
+
+def test_no_prompt_that_is_held_out_stands_among_the_trained_ones(tmp_path):
+    assert held_out_of(tmp_path, "abcdabcd", 2) == (["a0", "b1", "a4", "b5"], ["c6", "d7"])
+    assert held_out_of(tmp_path, "abcdeccdd", 2) == (["a0", "b1", "e4"], ["c6", "d8"])
+    with pytest.raises(InputError, match="its 4 prompts are too few to hold out 3"):
+        held_out_of(tmp_path, "abcdabcd", 3)
+
+
 # ── Datasets as on the hub, stood in for by local files ──────────────────────────────────────────
 
 # The schema of openai/gsm8k: a configuration "main", splits train and test, parts in Parquet.
@@ -142,6 +162,70 @@ def test_a_dataset_with_the_schema_of_gsm8k(gsm8k):
     assert all(last_number(row["answer"], expected[n]["answer"]) == 1 for n, row in enumerate(GSM8K))
     with pytest.raises(InputError, match=r"other.* has no train\.jsonl and no train\.parquet"):
         load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="other")
+
+
+def test_a_folder_of_configurations_says_which_there_are(gsm8k, tmp_path):
+    with pytest.raises(
+        InputError, match=r"gsm8k has no train\.jsonl .*Such files are in main .* one as dataset_config"
+    ):
+        load_prompts(gsm8k, **GSM8K_COLUMNS)
+    with pytest.raises(InputError, match=r"gsm8k/other has no train\.jsonl .*Such files are in main "):
+        load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="other")
+    with pytest.raises(InputError, match=r"dataset_config is 'main', but .*main has .* leave dataset_config out"):
+        load_prompts(gsm8k / "main", **GSM8K_COLUMNS, dataset_config="main")
+
+
+def test_a_validation_split_that_is_named_has_to_be_there(gsm8k, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match=r"gsm8k has no split 'dev': set validation_split to one of test, train, or"):
+        load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main", validation_split="dev")
+    for name in ("train", "validation"):
+        write(tmp_path / f"{name}.jsonl", {"prompt": name, "answer": "1"})
+    with pytest.raises(InputError, match=r"no split 'dev': set validation_split to one of train, validation, or leave"):
+        load_prompts(tmp_path, validation_split="dev")
+    rows = Dataset.from_list([{"prompt": "a", "answer": "1"}])
+    monkeypatch.setattr(prompts, "load_dataset", lambda name, config: DatasetDict({"train": rows}))
+    with pytest.raises(InputError, match=r"some/data has no split 'dev': set validation_split to one of train, or"):
+        load_prompts("some/data", validation_split="dev")
+    assert set(load_prompts("some/data")) == {"train"}
+
+
+def test_a_test_split_with_other_columns_is_refused_when_it_is_asked_for_and_not_before(gsm8k):
+    Dataset.from_list([{"id": 1, "question": "?"}]).to_parquet(gsm8k / "main" / "test-00000-of-00001.parquet")
+    splits = load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
+    assert list(splits) == ["train"]
+    training, held_out = training_and_held_out(splits, 2, gsm8k)
+    assert (len(training), len(held_out)) == (6, 2)
+    assert "test" in splits and "validation" not in splits
+    with pytest.raises(InputError, match=r"test-00000-of-00001\.parquet, row 0: .*'answer'.*'question'"):
+        splits["test"]
+    with pytest.raises(InputError, match=r"There is no split 'validation': choose one of train"):
+        splits["validation"]
+    (gsm8k / "main" / "train-00000-of-00002.parquet").write_text("?")
+    with pytest.raises(InputError, match="is no Parquet file that can be read"):  # a split that is used
+        load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
+
+
+def test_reading_parquet_shows_no_bar_and_leaves_those_of_others(tmp_path, capsys):
+    Dataset.from_list([{"prompt": f"{tmp_path}", "answer": "2"}]).to_parquet(tmp_path / "train.parquet")
+    capsys.readouterr()
+    datasets.enable_progress_bars()
+    load_prompts(tmp_path)
+    assert capsys.readouterr().err == "" and not datasets.are_progress_bars_disabled()
+
+
+def test_whole_numbers_that_pandas_made_floats_are_integers(tmp_path):
+    pd.DataFrame({"prompt": ["a", "b"], "answer": [7.0, -12.0]}).to_parquet(tmp_path / "train.parquet")
+    assert load_prompts(tmp_path)["train"]["answer"] == ["7", "-12"]
+    pd.DataFrame({"prompt": ["a", "b"], "answer": [7, None]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"row 1: .* found answer=None\. Fill it in, remove the row, or"):
+        load_prompts(tmp_path)
+
+
+def test_a_prompt_as_chat_messages_says_what_to_do(tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}]
+    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=r"Chat messages are not read: put the user's message .* set chat_template"):
+        load_prompts(tmp_path)
 
 
 def test_the_hub_is_asked_for_name_and_configuration(gsm8k, monkeypatch):

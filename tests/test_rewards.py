@@ -340,6 +340,16 @@ def test_a_function_that_raises_is_named_with_the_response(own_module):
     assert len(str(refusal.value)) < 1200
 
 
+def test_a_function_that_ends_the_program_is_named_and_ctrl_c_is_not_taken_for_its_error(own_module):
+    path = own_module("import sys\ndef judge(response, answer):\n    sys.exit(3)\n")
+    with pytest.raises(InputError, match=r"judge raised SystemExit: 3 for the response 'r'"):
+        reward_function(path)("r", "7")
+    with pytest.raises(InputError, match=r"could not be imported \(SystemExit: 4\)"):
+        reward_function(own_module("raise SystemExit(4)"))
+    with pytest.raises(KeyboardInterrupt):
+        reward_function(own_module("def judge(response, answer):\n    raise KeyboardInterrupt\n"))("r", "7")
+
+
 @pytest.mark.parametrize("returned", ["None", "float('nan')", "float('inf')", "'1'", "[1]"])
 def test_a_function_has_to_return_a_finite_number(own_module, returned):
     judge = reward_function(own_module(f"def judge(response, answer):\n    return {returned}\n"))

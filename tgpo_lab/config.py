@@ -12,9 +12,10 @@ from .methods import Method, make_method
 from .methods.base import method_class
 from .models.positions import require_possible_positions
 from .precision import Precision
-from .presets import PRESETS
+from .presets import PRESETS, preset_fields
 from .schedules import Schedule, parse_schedule
-from .server_limits import require_server_suffices
+from .server_limits import refuse_idle_teacher_options, require_server_suffices
+from .tasks.prompt_columns import PromptColumns
 from .tasks.prompt_format import PromptFormat
 from .tasks.rewards import reward_function
 from .trackers import require_trackers
@@ -75,7 +76,8 @@ class TrainConfig:
 
     # Prompts and reward
     dataset: str | None = None
-    """Folder with train.jsonl or train.parquet, such a file, or a dataset on the hub; left out, the pair's own."""
+    """Folder with train.jsonl or train.parquet, such a file, or a dataset on the hub; left out, the pair's own. The
+    options below that a preset has for its own dataset do not apply to another."""
     dataset_config: str | None = None
     """Which configuration of a dataset that has several: main of openai/gsm8k."""
     train_split: str = "train"
@@ -96,7 +98,7 @@ class TrainConfig:
     """System message of that chat; left out, what the template brings."""
     reward: str = "marked_answer"
     """How a response is judged: marked_answer (the integer after the last #), exact_match, last_number, math_verify
-    (needs the extra math), or a function of yours as package.module:function."""
+    (needs the extra math), or a function of yours as package.module:function, which has no time limit but its own."""
 
     # Method
     method: Method = field(default_factory=lambda: make_method("tgpo", tiny=True))
@@ -222,6 +224,9 @@ class TrainConfig:
                 f"mini_batches ({self.mini_batches}) cannot exceed prompts_per_step ({self.prompts_per_step}): "
                 "a mini-batch holds whole groups."
             )
+        if self.dataset == "":
+            raise InputError("dataset is empty. Give a folder with train.jsonl or a hub name, or leave dataset out.")
+        PromptColumns(self.prompt_column, self.answer_column, self.answer_after)  # checks them
         reward_function(self.reward)
         _ = self.prompt_format  # checks it
         require_trackers(self.trackers)
@@ -230,6 +235,8 @@ class TrainConfig:
             require_server_suffices(
                 self.teacher_server, self.method, {name: getattr(self, name) for name in local_options}
             )
+        else:
+            refuse_idle_teacher_options(self.method, self.teacher_server_model, self.teacher_cache)
         if self.lora_merged and not self.lora_rank:
             raise InputError("lora_merged merges adapters, but lora_rank is 0: there are none. Set lora_rank.")
 
@@ -272,7 +279,7 @@ class TrainConfig:
             name: ``tiny`` (a shipped pair on two CPU cores), ``paper`` (the paper's settings), ``gpu-24gb`` or
                 ``gpu-80gb`` (one card; by the arithmetic of :mod:`tgpo_lab.doctor.memory_estimate`).
             method: name of the method, with the options that suit the preset.
-            changes: fields to change.
+            changes: fields to change. With another dataset or engine, the options of the preset's own do not apply.
 
         Raises:
             InputError: unknown preset, method or field, or impossible values.
@@ -283,7 +290,7 @@ class TrainConfig:
         if unknown := sorted(set(changes) - known):
             raise InputError(f"A configuration has no field {unknown[0]!r}: it has {', '.join(sorted(known))}.")
         made = make_method(method, tiny=name == "tiny")
-        return cls(**{"method": made, **PRESETS[name], **changes})  # type: ignore[arg-type]
+        return cls(**{"method": made, **preset_fields(name, changes)})  # type: ignore[arg-type]
 
     def with_changes(self, **changes: object) -> TrainConfig:
         """The same with some fields changed."""

@@ -41,4 +41,6 @@ def require_possible_engine(
         if engine == "vllm" and value and not 0.01 <= value <= 2:
             raise InputError(f"{name} must be from 0.01 to 2 with vllm, which takes no other, but is {value}.")
     if engine == "own" and vllm_sleep:
-        raise InputError("vllm_sleep is an option of vllm, but engine is own. Set engine to vllm.")
+        raise InputError(
+            "vllm_sleep is an option of vllm, but engine is own. Set engine to vllm, or leave vllm_sleep out."
+        )

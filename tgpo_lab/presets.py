@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 _BOXED = "{prompt}\nPlease reason step by step, and put your final answer within \\boxed{}."
 _GSM8K: dict[str, object] = {
     "dataset": "openai/gsm8k",
@@ -100,3 +102,28 @@ PRESETS: dict[str, dict[str, object]] = {
         "gradient_terms_every": 20,
     },
 }
+
+BELONGING: dict[str, tuple[str, ...]] = {
+    "dataset": (
+        "dataset_config", "prompt_column", "answer_column", "answer_after", "train_split", "validation_split",
+    ),
+    "engine": ("vllm_memory_share", "vllm_sleep"),
+}  # fmt: skip
+"""Fields whose value another field brings: a preset's answers stand after ``####`` in ITS dataset alone."""
+
+
+def preset_fields(name: str, changes: Mapping[str, object]) -> dict[str, object]:
+    """Fields of a preset with changes; where these name another dataset or engine, without what belongs to its own.
+
+    Args:
+        name: of a preset.
+        changes: fields to change.
+    """
+    values = PRESETS[name]
+    left_out = {
+        field
+        for decides, fields in BELONGING.items()
+        if decides in values and changes.get(decides, values[decides]) != values[decides]
+        for field in fields
+    }
+    return {**{field: value for field, value in values.items() if field not in left_out}, **changes}

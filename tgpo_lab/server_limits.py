@@ -1,4 +1,4 @@
-"""What a run may not ask for when its teacher is behind a server."""
+"""What a run may not ask for when its teacher is behind a server, or is not."""
 
 from __future__ import annotations
 
@@ -47,3 +47,26 @@ def require_server_suffices(server: str, method: Method, local_options: Mapping[
                 "that it is sent and its most probable ones, up to its own limit. Leave teacher_server out, or choose "
                 "a method that needs no more: grpo, rkl, kdrl, tgpo, tgpo-top-k, a gate of tgpo."
             )
+
+
+def refuse_idle_teacher_options(method: Method, server_model: str | None, cache: str | None) -> None:
+    """Refuse options that change nothing where the teacher is in this process.
+
+    Args:
+        method: of the run.
+        server_model: ``teacher_server_model`` of the run, and
+        cache: its ``teacher_cache``.
+
+    Raises:
+        InputError: names the option.
+    """
+    if server_model is not None:
+        raise InputError(
+            f"teacher_server_model is {server_model!r}, but there is no teacher_server. Give its address, or leave "
+            "teacher_server_model out."
+        )
+    if cache is not None and method.teacher_traces == "none":
+        raise InputError(
+            f"teacher_cache keeps responses that the teacher writes, but for {method_name(method)} it writes none. "
+            "Leave teacher_cache out, or choose sft, luffy or tgpo-unconditioned."
+        )

@@ -19,7 +19,7 @@ from ..precision import Precision, dtype_of
 from ..runs import latest_checkpoint, read_config
 from ..sampling.engine import OwnEngine
 from ..tasks.prompt_format import PromptFormat
-from ..tasks.prompts import load_prompts
+from ..tasks.prompts import load_prompts, training_and_held_out
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class EvaluateOptions:
     """Folder or file with prompts, or a hub name; left out, the run's or the pair's own."""
     dataset_config: str | None = None
     """Which configuration of a dataset that has several."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Which prompts."""
+    split: Literal["train", "validation", "test"] | None = None
+    """Which prompts: test, if left out. Of a run's own data without that split, those that the run held out; without a
+    validation split, validation means these too, and train the others."""
     prompt_column: str = "prompt"
     """Column with the prompt text."""
     answer_column: str = "answer"
@@ -141,6 +142,7 @@ def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, Trai
 
 def _prompts(options: EvaluateOptions, pair: Pair, config: TrainConfig | None) -> Dataset:
     """The prompts of the split, of the data given, the run's or the pair's."""
+    split = options.split or "test"
     if options.dataset is not None:
         source, splits = options.dataset, load_prompts(
             options.dataset,
@@ -151,8 +153,14 @@ def _prompts(options: EvaluateOptions, pair: Pair, config: TrainConfig | None) -
         )  # fmt: skip
     elif config is not None and config.dataset is not None:
         source, splits = config.dataset, load_prompts(config.dataset, **config.prompt_options)
+        training, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
+        if split == "train":
+            return training
+        if split not in splits and options.split in (None, "validation"):
+            print(f"{source} has no {split} split: these are the {len(held_out)} prompts that the run held out.")
+            return held_out
     else:
-        return pair_prompts(pair, options.split)
-    if options.split not in splits:
-        raise InputError(f"{source} has no split {options.split!r}: it has {', '.join(splits)}.")
-    return splits[options.split]
+        return pair_prompts(pair, split)
+    if split not in splits:
+        raise InputError(f"{source} has no split {split!r}: it has {', '.join(splits)}. Choose one with --split.")
+    return splits[split]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import tyro
@@ -11,6 +12,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec
 from ..config import PRESETS, TrainConfig
 from ..errors import InputError
 from ..methods import method_entries
+from ..presets import BELONGING
 from ..runs import read_config
 from ..schedules import SCHEDULES, Schedule, parse_schedule
 
@@ -66,7 +68,7 @@ def parse_training(
                 raise InputError(f"--resume goes on with the run's own settings; leave --{name} {value} out.")
         default = read_config(choice.resume).with_changes(output=str(choice.resume))
     else:
-        default = TrainConfig.preset(choice.preset, choice.method)
+        default = TrainConfig.preset(choice.preset, choice.method, **_deciding(rest))
         default = default.with_changes(output="")
     with schedule_flags():
         config = tyro.cli(
@@ -79,6 +81,16 @@ def parse_training(
     if not config.output:
         config = config.with_changes(output=f"runs/{choice.method}-{Path(config.student).name}")
     return choice, config
+
+
+def _deciding(arguments: list[str]) -> dict[str, str]:
+    """Given fields without which a preset's defaults for others would not fit."""
+    found: dict[str, str] = {}
+    for word, following in pairwise([*arguments, ""]):
+        flag, joined, value = word.partition("=")
+        if flag.startswith("--") and (name := flag[2:]) in BELONGING:
+            found[name] = value if joined else following
+    return found
 
 
 def schedule_flags() -> ConstructorRegistry:

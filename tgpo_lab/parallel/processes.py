@@ -14,6 +14,8 @@ several times. Within its no_sync it would send as many bytes, since the loop ne
 from __future__ import annotations
 
 import os
+import re
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -149,9 +151,9 @@ class Processes:
             raise self._lost(error) from error
 
     def _lost(self, error: RuntimeError) -> OtherProcessError:
-        reason = str(error).strip().split("\n")[0][-120:]
+        reason = f" ({told})" if (told := _first_sentence(str(error))) else ""
         return OtherProcessError(
-            f"Another of the {self.number} processes has ended or does not answer ({reason}). {self._to_go_on}"
+            f"Another of the {self.number} processes has ended or does not answer{reason}. {self._to_go_on}"
         )
 
 
@@ -199,6 +201,12 @@ def _refuse_unknown(accelerator: Accelerator) -> None:
             f"The loop cannot work under {kind}. Start it with accelerate launch --multi_gpu, with accelerate launch "
             "--use_fsdp --fsdp_version 2, or with torchrun."
         )
+
+
+def _first_sentence(text: str) -> str:
+    """What a communication library says first, without the place in its source and the advice that follows."""
+    said = re.sub(r"^\[\S*/\S*:\d+\]\s*", "", text.strip()).split("\n")[0]
+    return textwrap.shorten(re.split(r"\.(?:\s|$)", said)[0], 120, placeholder=" …")
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

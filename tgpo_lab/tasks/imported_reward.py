@@ -17,6 +17,10 @@ class ImportedReward:
 
     It returns a finite number: 1.0 for a right response and 0.0 for a wrong one, or anything between or beyond.
     Accuracy is the mean of what it returns, and pass@k counts what is above 0 as right.
+
+    It has no time limit. While it hangs the run waits, and SIGTERM or a first Ctrl-C, which ask for a stop after the
+    step, is not answered: press Ctrl-C twice or send SIGKILL, then go on from the last checkpoint with ``--resume``. A
+    function that may hang needs a limit of its own, best in a child process that it can kill, as ``math_verify`` has.
     """
 
     def __init__(self, path: str):
@@ -37,7 +41,9 @@ class ImportedReward:
         said = f"for the response {_tail(response)!r} and the answer {answer!r}"
         try:
             value = self._function(response, answer)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit too: the run would end without a word
             raise InputError(
                 f"The reward {self.path} raised {type(error).__name__}: {error} {said}. Correct the function; a run "
                 "goes on from its last checkpoint with --resume."
@@ -59,7 +65,9 @@ def _import(path: str) -> Callable[[str, str], object]:
         sys.path.append(here)  # an installed program does not look there by itself
     try:
         function = getattr(importlib.import_module(module_name), name, None)
-    except Exception as error:  # whatever the user's module raises
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the user's module raises, SystemExit too
         raise InputError(
             f"The reward {path!r} could not be imported ({type(error).__name__}: {error}). Its module must be "
             "installed or stand in the working directory."

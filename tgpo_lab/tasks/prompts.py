@@ -3,55 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import (
+    Dataset,
+    DatasetDict,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    load_dataset,
+)
 
 from ..errors import InputError
 from ..files import require_name
+from .prompt_columns import PromptColumns
+
+TRAIN, VALIDATION = "train", "validation"
+"""Splits that are looked for where no others are named."""
+PART = re.compile(r"-\d+-of-\d+$")
+"""How the name of a part of a split ends."""
 
 
-@dataclass(frozen=True)
-class PromptColumns:
-    """Where prompts and answers stand in a dataset. openai/gsm8k: ``PromptColumns("question", "answer", "####")``."""
+class PromptSplits(DatasetDict):
+    """Splits with the columns ``prompt`` and ``answer``; one that cannot be used is refused when it is asked for."""
 
-    prompt: str = "prompt"
-    """Column with the prompt text."""
-    answer: str = "answer"
-    """Column with the right answer."""
-    answer_after: str | None = None
-    """The answer is what stands after the last of these marks in that column; None for all of it."""
-
-    def row(self, row: object, place: str) -> dict[str, str]:
-        """A row of any dataset as ``{"prompt": …, "answer": …}``, both text.
+    def __init__(self, readers: Mapping[str, Callable[[], Dataset]]):
+        """Read the splits. Training never uses ``test``: where that one is malformed, this is kept for who asks.
 
         Raises:
-            InputError: a column is missing, holds no text or no answer. ``place`` says where it was.
+            InputError: another split is malformed.
         """
-        columns = (self.prompt, self.answer)
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{place}: expected a JSON object with the keys {columns}, but found {type(row).__name__}."
-            )
-        for column in columns:
-            value = row.get(column)
-            if not isinstance(value, (str, int)) or isinstance(value, bool) or str(value).strip() == "":
-                found = f"{column}={value!r}" if column in row else f"the keys {sorted(row)}"
-                raise InputError(f"{place}: expected text under the key {column!r}, but found {found}.")
-        return {"prompt": str(row[self.prompt]), "answer": self._answer(str(row[self.answer]), place)}
+        super().__init__()
+        self._malformed: dict[str, InputError] = {}
+        for split, read in readers.items():
+            try:
+                self[split] = read()
+            except InputError as error:
+                if split != "test":
+                    raise
+                self._malformed[split] = error
 
-    def _answer(self, text: str, place: str) -> str:
-        if self.answer_after is None:
-            return text
-        _, mark, answer = text.rpartition(self.answer_after)
-        if not mark or not answer.strip():
-            raise InputError(
-                f"{place}: expected the answer after {self.answer_after!r} under the key {self.answer!r}, but found "
-                f"{text[-60:]!r}. Change answer_after, or leave it out where the column holds the answer alone."
-            )
-        return answer.strip()
+    def __contains__(self, split: object) -> bool:
+        return super().__contains__(split) or split in self._malformed
+
+    def __missing__(self, split: str) -> Dataset:
+        raise self._malformed.get(split) or InputError(f"There is no split {split!r}: choose one of {', '.join(self)}.")
 
 
 def load_prompts(
@@ -61,9 +61,9 @@ def load_prompts(
     *,
     answer_after: str | None = None,
     dataset_config: str | None = None,
-    train_split: str = "train",
-    validation_split: str = "validation",
-) -> DatasetDict:
+    train_split: str = TRAIN,
+    validation_split: str = VALIDATION,
+) -> PromptSplits:
     """Load prompts and answers.
 
     Args:
@@ -78,12 +78,15 @@ def load_prompts(
         validation_split: name of the split to hold out, if there is one.
 
     Returns:
-        Splits ``train`` and, if there are any, ``validation`` and ``test`` with the columns ``prompt`` and
-        ``answer``, both text.
+        ``train`` and, if there are any, ``validation`` and ``test`` with the columns ``prompt`` and ``answer``, both
+        text.
 
     Raises:
-        InputError: nothing there, a malformed or empty file, a missing column, a prompt in two splits.
+        InputError: nothing there, a malformed or empty file, a missing column, a prompt in two splits, an option that
+            changes nothing. A ``test`` split that cannot be read is refused when it is asked for.
     """
+    if not str(source):
+        raise InputError("The dataset's name is empty. Give a folder with train.jsonl, a .jsonl file, or a hub name.")
     path = Path(source)
     columns = PromptColumns(prompt_column, answer_column, answer_after)
     if train_split == validation_split:
@@ -97,7 +100,8 @@ def load_prompts(
     if path.is_dir():
         splits = _from_folder(path, names, dataset_config, columns)
     elif path.exists():
-        splits = DatasetDict({"train": _read([path], columns)})
+        _refuse_options_of_a_folder(path, train_split, validation_split, dataset_config)
+        splits = PromptSplits({"train": lambda: _read([path], columns)})
     elif path.suffix in {".jsonl", ".json", ".parquet"} or str(source).startswith((".", "/")):
         raise InputError(f"There is no prompt file or folder {path}. Give an existing one.")
     else:
@@ -109,6 +113,8 @@ def load_prompts(
 def training_and_held_out(splits: DatasetDict, count: int, source: str | Path) -> tuple[Dataset, Dataset]:
     """Training prompts and ``count`` held-out ones; without a validation split, the last of the training prompts.
 
+    A prompt that stands there several times is held out once, and none of its rows is trained on.
+
     Raises:
         InputError: no validation split, and too few prompts to hold some out.
     """
@@ -116,12 +122,17 @@ def training_and_held_out(splits: DatasetDict, count: int, source: str | Path) -
         held_out = splits["validation"]
         return splits["train"], held_out.select(range(min(count, len(held_out))))
     rows = splits["train"]
-    if len(rows) < 2 * count:
+    prompts = list(rows["prompt"])
+    last = {prompt: number for number, prompt in enumerate(prompts)}  # the last row of each
+    if len(last) < 2 * count:
         raise InputError(
-            f"{source} has no validation split, and its {len(rows)} prompts are too few to hold out "
+            f"{source} has no validation split, and its {len(last)} prompts are too few to hold out "
             f"{count} of them. Add a validation.jsonl or lower evaluation_prompts."
         )
-    return rows.select(range(len(rows) - count)), rows.select(range(len(rows) - count, len(rows)))
+    held_out = sorted(last.values())[-count:]
+    kept_out = {prompts[number] for number in held_out}
+    trained = [number for number, prompt in enumerate(prompts) if prompt not in kept_out]
+    return rows.select(trained), rows.select(held_out)
 
 
 def known_answers(splits: DatasetDict) -> dict[str, str]:
@@ -130,22 +141,62 @@ def known_answers(splits: DatasetDict) -> dict[str, str]:
     return {row["prompt"]: row["answer"] for name in order for row in splits[name]}
 
 
-def _from_folder(path: Path, names: dict[str, str], config: str | None, columns: PromptColumns) -> DatasetDict:
+def _from_folder(path: Path, names: dict[str, str], config: str | None, columns: PromptColumns) -> PromptSplits:
     folders = [path / config] if config is not None else [path, path / "data"]
     found: dict[str, list[Path]] = {}
     for split, name in names.items():
-        for folder in folders:
-            whole = [f for ending in ("jsonl", "parquet") if (f := folder / f"{name}.{ending}").is_file()]
-            parts = sorted(folder.glob(f"{name}-*-of-*.parquet"))
-            if (whole or parts) and split not in found:
-                found[split] = whole[:1] or parts
+        if files := next(filter(None, (_files(folder, name) for folder in folders)), None):
+            found[split] = files
     if "train" not in found:
-        # A file with the split's name is what anyone would make by hand.
         raise InputError(
-            f"{folders[0]} has no {names['train']}.jsonl and no {names['train']}.parquet. Put one JSON object a line "
-            f"there, with {(columns.prompt, columns.answer)}, or name the split with train_split."
+            f"{folders[0]} has no {names['train']}.jsonl and no {names['train']}.parquet. "
+            + _where_else(path, names["train"], config, columns)
         )
-    return DatasetDict({split: _read(files, columns) for split, files in found.items()})
+    if "validation" not in found:
+        files = [file for folder in folders for kind in ("jsonl", "parquet") for file in folder.glob(f"*.{kind}")]
+        _refuse_unknown_validation(path, names["validation"], {PART.sub("", file.stem) for file in files})
+    return PromptSplits({split: partial(_read, files, columns) for split, files in found.items()})
+
+
+def _files(folder: Path, name: str) -> list[Path]:
+    """A split's file in a folder, or its parts; none if it is not there."""
+    whole = [file for kind in ("jsonl", "parquet") if (file := folder / f"{name}.{kind}").is_file()]
+    return whole[:1] or sorted(folder.glob(f"{name}-*-of-*.parquet"))
+
+
+def _where_else(path: Path, name: str, config: str | None, columns: PromptColumns) -> str:
+    """What to do where a folder has no training prompts."""
+    if config is not None and (_files(path, name) or _files(path / "data", name)):
+        return f"dataset_config is {config!r}, but {path} has such a file without it: leave dataset_config out."
+    if having := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and _files(folder, name)):
+        return f"Such files are in {', '.join(having)} of {path}: name one as dataset_config."
+    # A file with the split's name is what anyone would make by hand.
+    return (
+        f"Put one JSON object a line there, with {(columns.prompt, columns.answer)}, or name the split with "
+        "train_split."
+    )
+
+
+def _refuse_unknown_validation(source: str | Path, name: str, known: Iterable[str]) -> None:
+    """Refuse a name that was given and is not there; without the usual one, training prompts are held out."""
+    if name != VALIDATION:
+        raise InputError(
+            f"{source} has no split {name!r}: set validation_split to one of {', '.join(sorted(known))}, or leave it "
+            "out."
+        )
+
+
+def _refuse_options_of_a_folder(file: Path, train: str, validation: str, config: str | None) -> None:
+    given = {
+        "train_split": (train, TRAIN),
+        "validation_split": (validation, VALIDATION),
+        "dataset_config": (config, None),
+    }
+    if idle := next((name for name, (value, usual) in given.items() if value != usual), None):
+        raise InputError(
+            f"{file} is one file, all of it to train on, so {idle} {given[idle][0]!r} would change nothing. Leave "
+            f"{idle} out, or give a folder."
+        )
 
 
 def _read(files: list[Path], columns: PromptColumns) -> Dataset:
@@ -177,13 +228,26 @@ def _jsonl(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
 
 def _parquet(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
     try:
-        rows = Dataset.from_parquet(str(file), keep_in_memory=True)
+        with _no_progress_bar():
+            rows = Dataset.from_parquet(str(file), keep_in_memory=True)
     except Exception as error:  # the reader raises many kinds; to the user they are one
         raise InputError(f"{file} is no Parquet file that can be read ({type(error).__name__}).") from error
     return _checked(rows, columns, str(file))
 
 
-def _from_hub(name: str, names: dict[str, str], config: str | None, columns: PromptColumns) -> DatasetDict:
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Of ``datasets``, for a file that is here: it takes seconds, and a command may have been told to be quiet."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
+
+
+def _from_hub(name: str, names: dict[str, str], config: str | None, columns: PromptColumns) -> PromptSplits:
     try:
         loaded = load_dataset(name, config)
     except Exception as error:  # the hub raises many kinds; to the user they are one
@@ -195,13 +259,13 @@ def _from_hub(name: str, names: dict[str, str], config: str | None, columns: Pro
         ) from error
     if names["train"] not in loaded:
         raise InputError(f"{name} has no split {names['train']!r}: set train_split to one of {', '.join(loaded)}.")
-    return DatasetDict(
-        {
-            split: Dataset.from_list(_checked(loaded[own], columns, f"{name}, {own}"))
-            for split, own in names.items()
-            if own in loaded
-        }
-    )
+    if names["validation"] not in loaded:
+        _refuse_unknown_validation(name, names["validation"], loaded)
+
+    def read(own: str) -> Dataset:
+        return Dataset.from_list(_checked(loaded[own], columns, f"{name}, {own}"))
+
+    return PromptSplits({split: partial(read, own) for split, own in names.items() if own in loaded})
 
 
 def _checked(rows: Iterable[dict], columns: PromptColumns, source: str) -> list[dict[str, str]]:
