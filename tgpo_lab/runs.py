@@ -71,13 +71,45 @@ def start_run(config: TrainConfig) -> Path:
     """
     directory = Path(config.output)
     require_new_run(directory, keep=True)
+    _write_record(directory, {"config": config.as_dict(), **provenance()})
+    return directory
+
+
+def store_changes(config: TrainConfig, step: int) -> None:
+    """Let a run go on with the configuration of this resume from now on, so that the next one needs no flags.
+
+    Under ``changes`` stand the fields' earlier values, the step at which they were changed, and the command's
+    provenance; that of the first command stays where it is.
+
+    Args:
+        config: of the resume, which :func:`check_resumable` has passed.
+        step: from which it goes on.
+
+    Raises:
+        InputError: the folder holds no run, or cannot be written.
+    """
+    directory = Path(config.output)
+    given = config.as_dict()
+    # A folder that was moved is no change.
+    before = {
+        name: value
+        for name, value in read_config(directory).as_dict().items()
+        if name != "output" and value != given[name]
+    }
+    if not before:
+        return
+    record = json.loads((directory / CONFIG_FILE).read_text())
+    changes = [*record.get("changes", []), {"step": step, "before": before, **provenance()}]
+    _write_record(directory, {**record, "config": given, "changes": changes})
+
+
+def _write_record(directory: Path, record: dict) -> None:
     try:
-        write_json(directory / CONFIG_FILE, {"config": config.as_dict(), **provenance()})
+        write_json(directory / CONFIG_FILE, record)
     except OSError as error:  # an empty file was possible, so it is room that is missing
         raise InputError(
             f"Cannot write to the folder {directory} ({error.strerror}). Make room, or give another output folder."
         ) from error
-    return directory
 
 
 def read_config(directory: Path) -> TrainConfig:

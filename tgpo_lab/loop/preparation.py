@@ -19,7 +19,7 @@ from ..models.pairs import Pair, load_model, load_pair, require_room
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
-from ..runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run
+from ..runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run, store_changes
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import Teacher, open_teacher
@@ -135,4 +135,6 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
             method.schedule.load_state(read_state(checkpoint).schedule)
         log.rewind(first_step)
     engine = make_engine(config, pair, [*training_prompts["prompt"], *held_out["prompt"]], processes)
+    if resume:
+        processes.first_alone(store_changes, config, first_step)  # nothing is left that could refuse it
     return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step, engine)
