@@ -5,9 +5,11 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from process_group import Group
 from safetensors.torch import load_file
 
@@ -45,6 +47,9 @@ def stop_after(steps: int, monkeypatch) -> None:
     monkeypatch.setattr(training, "score", judged)
 
 
+# ── The configuration that a run goes on with ────────────────────────────────────────────────────
+
+
 def test_the_printed_command_goes_on_with_a_run_that_a_resume_made_longer(tiny_config, tmp_path, command, monkeypatch):
     folder = tmp_path / "run"
     config = tiny_config(tmp_path, steps=2, checkpoint_every=100)
@@ -71,7 +76,7 @@ def test_the_printed_command_goes_on_with_a_run_that_a_resume_made_longer(tiny_c
         assert stored(folder)[name] == first[name]
 
 
-def test_a_resume_is_refused_changes_no_configuration(tiny_config, tmp_path, monkeypatch):
+def test_a_resume_that_is_refused_changes_no_configuration(tiny_config, tmp_path, monkeypatch):
     config = tiny_config(tmp_path, steps=2)
     quiet(config)
     before = (tmp_path / "run" / "config.json").read_bytes()
@@ -103,3 +108,89 @@ def test_one_of_several_processes_writes_the_changed_configuration(tiny_config, 
     group = Group(2, lambda index: quiet(config.with_changes(steps=2), resume=True), tmp_path)
     assert group.wait() == [0, 0], (group.errors(0), group.errors(1))
     assert len(stored(tmp_path / "run")["changes"]) == 1 and read_config(tmp_path / "run").steps == 2
+
+
+# ── One run, one launch ──────────────────────────────────────────────────────────────────────────
+
+
+def held_for(folder: Path) -> bool:
+    """Whether another process holds the folder, as a second launch would see it."""
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        with lock:
+            return False
+    except TimeoutError:
+        return True
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["new", "resumed"])
+def test_a_run_that_another_launch_is_making_is_refused(tiny_config, tmp_path, resume):
+    """The second launch comes in the middle of the first, which is stopped there and killed at the end."""
+    config = tiny_config(tmp_path, steps=1)
+    if resume:
+        quiet(config)
+    folder = tmp_path / "run"
+
+    def work(index: int) -> None:
+        true = training.score
+
+        def judged(*arguments, **options):
+            (tmp_path / "there").write_text("")
+            signal.pause()
+            return true(*arguments, **options)
+
+        training.score = judged
+        quiet(config.with_changes(steps=2), resume=resume)
+
+    group = Group(1, work, tmp_path)
+    try:
+        wait_for(tmp_path / "there", group)
+        rows = (folder / "metrics.jsonl").read_bytes() if resume else None
+        for again in (True, False):
+            with pytest.raises(InputError, match=rf"^Another process is at work on the run in {folder}\. .*[.]$"):
+                quiet(config.with_changes(steps=2), resume=again)
+        second = Group(2, lambda index: quiet(config.with_changes(steps=2), resume=True), tmp_path / "second")
+        assert second.wait() == [1, 1]
+        assert "InputError: Another process is at work" in second.errors(0)
+        assert "OtherProcessError: The first process has stopped; it says why." in second.errors(1)
+        assert rows == ((folder / "metrics.jsonl").read_bytes() if resume else None)
+    finally:
+        os.kill(group.pids[0], signal.SIGKILL)
+        group.wait()
+    assert quiet(config.with_changes(steps=2), resume=True).completed  # the kill has let go of the folder
+
+
+def wait_for(file: Path, group: Group) -> None:
+    (file.parent / "second").mkdir()
+    limit = time.monotonic() + 60
+    while not file.exists():
+        assert time.monotonic() < limit and not group.errors(0), group.errors(0)
+        time.sleep(0.02)
+
+
+def test_the_folder_is_let_go_of_at_the_end_and_after_an_error(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config(tmp_path, steps=1)
+    seen = []
+    true = training.score
+
+    def judged(*arguments, **options):
+        seen.append(held_for(tmp_path / "run"))
+        return true(*arguments, **options)
+
+    monkeypatch.setattr(training, "score", judged)
+    quiet(config)
+    assert seen == [True] and not held_for(tmp_path / "run")
+
+    def fails(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "score", fails)
+    with pytest.raises(KeyboardInterrupt) as kept:  # as a notebook keeps its last error
+        quiet(config.with_changes(steps=2), resume=True)
+    assert kept and not held_for(tmp_path / "run")
+
+
+# ── What a scheduler sees ────────────────────────────────────────────────────────────────────────
+
+
+# ── What may not change ──────────────────────────────────────────────────────────────────────────

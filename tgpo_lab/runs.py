@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from transformers import PreTrainedModel
 from .checkpoints import checkpoint_folders, read_state
 from .config import TrainConfig
 from .errors import InputError
-from .files import require_name, require_writable_folder, write_json
+from .files import held_folder, require_name, require_writable_folder, write_json
 from .metrics import metrics_frame, read_rows
 from .models.pairs import load_model
 from .provenance import provenance
@@ -63,8 +64,21 @@ def require_new_run(directory: Path, *, keep: bool) -> None:
     require_writable_folder(directory, keep=keep)
 
 
+def held_run(directory: Path) -> AbstractContextManager[None]:
+    """Context in which no other launch can make or go on with the run in a folder, which is made if need be.
+
+    Raises:
+        InputError: the folder cannot be written, or another process holds it.
+    """
+    require_writable_folder(require_name(directory))
+    return held_folder(
+        directory,
+        f"Another process is at work on the run in {directory}. Wait for it to end, or stop it.",
+    )
+
+
 def start_run(config: TrainConfig) -> Path:
-    """Make the folder of a new run with its configuration and provenance.
+    """Put configuration and provenance of a new run into its folder, which is held by :func:`held_run`.
 
     Raises:
         InputError: the folder cannot be written, or holds a run already.

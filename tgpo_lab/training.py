@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,7 +26,7 @@ from .loop.measurement import ClippedTokens, StepMeasurement, choose_measured, g
 from .loop.mini_batches import mini_batches, rows_of_groups
 from .loop.model_card import model_card
 from .loop.out_of_memory import MicroBatchTokens, told_while_loading
-from .loop.preparation import prepare
+from .loop.preparation import Prepared, prepare
 from .loop.progress import TrainingProgress
 from .loop.requirements import require_packages
 from .loop.stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
@@ -73,8 +74,23 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     require_packages(config, accelerator.device)
     keep_freed_memory()
 
-    with processes.loss_told(), told_while_loading():
-        run = prepare(config, processes, accelerator.device, resume=resume)
+    with ExitStack() as held:
+        with processes.loss_told(), told_while_loading():
+            run = prepare(config, processes, accelerator.device, held, resume=resume)
+        return _make_steps(config, run, accelerator, processes, resume=resume, show_progress=show_progress)
+
+
+def _make_steps(
+    config: TrainConfig,
+    run: Prepared,
+    accelerator: Accelerator,
+    processes: Processes,
+    *,
+    resume: bool,
+    show_progress: bool,
+) -> RunResult:
+    """The loop itself, from the first step that is left to the last."""
+    directory = Path(config.output)
     pair, method, optimizer, parameters, log = run.pair, run.method, run.optimizer, run.parameters, run.log
     student, teacher = pair.student, run.teacher
     traces_per_prompt = config.traces_per_prompt

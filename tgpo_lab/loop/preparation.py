@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..models.pairs import Pair, load_model, load_pair, require_room
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
-from ..runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run, store_changes
+from ..runs import METRICS_FILE, check_resumable, held_run, latest_checkpoint, start_run, store_changes
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import Teacher, open_teacher
@@ -86,13 +87,16 @@ def equip(config: TrainConfig, pair: Pair, checkpoint: Path | None = None) -> No
         enable({"use_reentrant": False})
 
 
-def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, resume: bool) -> Prepared:
+def prepare(
+    config: TrainConfig, processes: Processes, device: torch.device, held: ExitStack, *, resume: bool
+) -> Prepared:
     """Load and check everything, and make the run's folder or read its newest checkpoint.
 
     Args:
         config: the run.
         processes: the first of them makes the folder.
         device: of this process.
+        held: the first process keeps other launches from the run's folder until this ends.
         resume: go on from the newest checkpoint in ``config.output``.
 
     Raises:
@@ -101,6 +105,17 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     if processes.sharded:
         require_whole_adapters(config)
     require_prompts(config)
+    directory = Path(config.output)
+    first_step, checkpoint = 0, None
+
+    def hold() -> None:
+        held.enter_context(held_run(directory))
+
+    if resume:
+        check_resumable(config, directory)
+        processes.first_alone(hold)
+        checkpoint = latest_checkpoint(directory)
+        first_step = read_state(checkpoint).step
     pair = load_as_in_run(config, device)
     require_fitting_options(config, pair, device)
     source = config.dataset or pair.prompts
@@ -108,17 +123,12 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
-    directory = Path(config.output)
-    first_step, checkpoint = 0, None
-    if resume:
-        check_resumable(config, directory)
-        checkpoint = latest_checkpoint(directory)
-        first_step = read_state(checkpoint).step
-        if not config.lora_rank:
-            del pair.student  # before there is another: the device may have room for one
-            pair.student = load_model(checkpoint, torch.float32, device)
-    else:
+    if not resume:
+        processes.first_alone(hold)
         processes.first_alone(start_run, config)
+    elif not config.lora_rank:
+        del pair.student  # before there is another: the device may have room for one
+        pair.student = load_model(checkpoint, torch.float32, device)
     equip(config, pair, checkpoint)
     student = pair.student
     if processes.sharded:
