@@ -193,4 +193,16 @@ def test_the_folder_is_let_go_of_at_the_end_and_after_an_error(tiny_config, tmp_
 # ── What a scheduler sees ────────────────────────────────────────────────────────────────────────
 
 
+def test_a_quiet_run_that_was_stopped_says_so(tiny_config, tmp_path, command, monkeypatch):
+    quiet(tiny_config(tmp_path, steps=1))
+    with monkeypatch.context() as patched:
+        stop_after(2, patched)
+        status, printed, _ = command("train", "--quiet", "--resume", tmp_path / "run", "--steps", 6)
+    assert status == 130
+    told = f"Stopped after step 3 of 6. To go on: tgpo-lab train --resume {tmp_path}/run\n"
+    assert printed.startswith(told) and printed.count("Stopped") == 1
+    status, printed, _ = command("train", "--quiet", "--resume", tmp_path / "run")
+    assert status == 0 and "Stopped" not in printed
+
+
 # ── What may not change ──────────────────────────────────────────────────────────────────────────

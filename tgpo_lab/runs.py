@@ -44,6 +44,12 @@ class RunResult:
     completed: bool
     """False if the run was stopped before its last step."""
 
+    @property
+    def how_to_go_on(self) -> str:
+        """Of a run that was stopped: after which step, and the command that goes on."""
+        made = 0 if self.metrics.empty else int(self.metrics["step"].max()) + 1
+        return f"Stopped after step {made} of {self.config.steps}. To go on: tgpo-lab train --resume {self.directory}"
+
 
 def require_new_run(directory: Path, *, keep: bool) -> None:
     """Refuse a folder that a new run cannot have.

@@ -271,9 +271,10 @@ def _make_steps(
         if completed and not any(row["step"] == config.steps for row in log.rows):
             log.append({"step": config.steps, "accuracy": held_out_accuracy()})
             track(log.rows[-1])
+    result = RunResult(directory, config, metrics_frame(log.rows), student, completed)
     if not completed:
-        progress.say(f"Stopped after step {step} of {config.steps}. To go on: tgpo-lab train --resume {directory}")
-    return RunResult(directory, config, metrics_frame(log.rows), student, completed)
+        progress.say(result.how_to_go_on)
+    return result
 
 
 def _pad_like(values: Tensor, mask: Tensor) -> Tensor:

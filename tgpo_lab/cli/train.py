@@ -38,7 +38,10 @@ def train_command(arguments: list[str]) -> int:
 
     result = train(config, resume=choice.resume is not None, show_progress=not choice.quiet)
     accuracy = result.metrics["accuracy"].dropna()
-    if len(accuracy) and PartialState().is_main_process:
+    is_first = PartialState().is_main_process
+    if choice.quiet and not result.completed and is_first:  # otherwise the progress has said it
+        print(result.how_to_go_on)
+    if len(accuracy) and is_first:
         print(f"Held-out accuracy {accuracy.iloc[0]:.3f} → {accuracy.iloc[-1]:.3f}. The run is in {result.directory}.")
     return 0 if result.completed else 130
 
