@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -203,6 +204,33 @@ def test_a_quiet_run_that_was_stopped_says_so(tiny_config, tmp_path, command, mo
     assert printed.startswith(told) and printed.count("Stopped") == 1
     status, printed, _ = command("train", "--quiet", "--resume", tmp_path / "run")
     assert status == 0 and "Stopped" not in printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are forked")
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tiny_config, tmp_path, command):
+    config = tiny_config(tmp_path, steps=2)
+
+    def work(index: int) -> None:
+        training.save_checkpoint = lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL)
+        quiet(config)
+
+    assert Group(1, work, tmp_path).wait() == [-signal.SIGKILL]
+    folder = tmp_path / "run"
+    assert not (folder / "checkpoints").exists() and stored(folder)["config"]["steps"] == 2
+    with pytest.raises(InputError, match=f"has no whole checkpoint.*tgpo-lab train --resume {folder}$"):
+        load_run(folder)
+    assert command("train", "--quiet", "--resume", folder)[0] == 0
+    quiet(config.with_changes(output=str(tmp_path / "straight")))
+    assert largest_difference(folder, tmp_path / "straight") == 0.0
+    assert load_run(folder).metrics["step"].tolist() == [0, 1, 2]
+
+
+def test_a_run_that_lost_its_checkpoints_does_not_begin_again(tiny_config, tmp_path, command):
+    quiet(tiny_config(tmp_path, steps=1))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    status, _, error = command("train", "--quiet", "--resume", tmp_path / "run", "--steps", 2)
+    assert status == 2 and "no whole checkpoint. Remove the folder" in error
+    assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
 # ── What may not change ──────────────────────────────────────────────────────────────────────────

@@ -171,12 +171,28 @@ def latest_checkpoint(directory: Path) -> Path:
         InputError: there is none, or it is damaged.
     """
     found = checkpoint_folders(Path(directory) / CHECKPOINTS)
-    if not found:
+    if not found and _has_not_begun(Path(directory)):
         raise InputError(
-            f"{directory} has no whole checkpoint: it was stopped before its first. Remove the folder and start again."
+            f"{directory} has no whole checkpoint: it was stopped before its first. To begin it again: tgpo-lab train "
+            f"--resume {directory}"
         )
+    if not found:
+        raise InputError(f"{directory} has no whole checkpoint. Remove the folder and start again.")
     read_state(found[-1])
     return found[-1]
+
+
+def resume_checkpoint(directory: Path) -> Path | None:
+    """The checkpoint that a resume goes on from; None for a run that was stopped before its first and begins again.
+
+    Raises:
+        InputError: the newest is damaged, or there is none although steps were made.
+    """
+    return None if _has_not_begun(directory) else latest_checkpoint(directory)
+
+
+def _has_not_begun(directory: Path) -> bool:
+    return not checkpoint_folders(directory / CHECKPOINTS) and not (directory / METRICS_FILE).exists()
 
 
 def load_run(directory: str | Path) -> RunResult:

@@ -58,7 +58,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
 
     Args:
         config: everything that decides the run.
-        resume: go on from the newest checkpoint in ``config.output``.
+        resume: go on from the newest checkpoint in ``config.output``, or begin again where there is none yet.
         show_progress: print a progress bar with the latest measurements.
 
     Raises:
@@ -77,7 +77,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     with ExitStack() as held:
         with processes.loss_told(), told_while_loading():
             run = prepare(config, processes, accelerator.device, held, resume=resume)
-        return _make_steps(config, run, accelerator, processes, resume=resume, show_progress=show_progress)
+        return _make_steps(config, run, accelerator, processes, show_progress=show_progress)
 
 
 def _make_steps(
@@ -86,7 +86,6 @@ def _make_steps(
     accelerator: Accelerator,
     processes: Processes,
     *,
-    resume: bool,
     show_progress: bool,
 ) -> RunResult:
     """The loop itself, from the first step that is left to the last."""
@@ -139,7 +138,7 @@ def _make_steps(
         progress,
         ExitStack() as trackers,
     ):
-        if not resume:
+        if not run.has_checkpoint:
             save(0)  # from here on there is always a whole checkpoint to go back to
         track = trackers.enter_context(tracked(accelerator, directory, config.as_dict()))
         while step < config.steps and not stopping:

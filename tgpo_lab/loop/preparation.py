@@ -20,7 +20,7 @@ from ..models.pairs import Pair, load_model, load_pair, require_room
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
-from ..runs import METRICS_FILE, check_resumable, held_run, latest_checkpoint, start_run, store_changes
+from ..runs import METRICS_FILE, check_resumable, held_run, resume_checkpoint, start_run, store_changes
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import Teacher, open_teacher
@@ -43,6 +43,8 @@ class Prepared:
     """The run's own copy: a schedule may keep state."""
     log: MetricsLog
     first_step: int
+    has_checkpoint: bool
+    """False for a run that begins."""
     engine: Engine
     """Samples from the student."""
 
@@ -97,7 +99,7 @@ def prepare(
         processes: the first of them makes the folder.
         device: of this process.
         held: the first process keeps other launches from the run's folder until this ends.
-        resume: go on from the newest checkpoint in ``config.output``.
+        resume: go on from the newest checkpoint in ``config.output``, or begin again where there is none yet.
 
     Raises:
         InputError: something in the configuration, the pair or the folder cannot work.
@@ -114,8 +116,8 @@ def prepare(
     if resume:
         check_resumable(config, directory)
         processes.first_alone(hold)
-        checkpoint = latest_checkpoint(directory)
-        first_step = read_state(checkpoint).step
+        checkpoint = resume_checkpoint(directory)
+        first_step = read_state(checkpoint).step if checkpoint is not None else 0
     pair = load_as_in_run(config, device)
     require_fitting_options(config, pair, device)
     source = config.dataset or pair.prompts
@@ -126,7 +128,7 @@ def prepare(
     if not resume:
         processes.first_alone(hold)
         processes.first_alone(start_run, config)
-    elif not config.lora_rank:
+    elif checkpoint is not None and not config.lora_rank:
         del pair.student  # before there is another: the device may have room for one
         pair.student = load_model(checkpoint, torch.float32, device)
     equip(config, pair, checkpoint)
@@ -139,7 +141,7 @@ def prepare(
     )
     method = copy.deepcopy(config.method)
     log = MetricsLog(directory / METRICS_FILE, writes=processes.is_first)
-    if resume:
+    if checkpoint is not None:
         load_optimizer(checkpoint, student, optimizer)
         if method.schedule is not None:
             method.schedule.load_state(read_state(checkpoint).schedule)
@@ -147,4 +149,5 @@ def prepare(
     engine = make_engine(config, pair, [*training_prompts["prompt"], *held_out["prompt"]], processes)
     if resume:
         processes.first_alone(store_changes, config, first_step)  # nothing is left that could refuse it
-    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step, engine)
+    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step,
+                    checkpoint is not None, engine)  # fmt: skip
