@@ -234,3 +234,14 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_again(tiny_config, tmp_p
 
 
 # ── What may not change ──────────────────────────────────────────────────────────────────────────
+
+
+def test_the_output_folder_is_not_named_among_what_may_change(tiny_config, tmp_path, command):
+    quiet(tiny_config(tmp_path, steps=1))
+    run = tmp_path / "run"
+    _, _, error = command("train", "--resume", run, "--seed", 5)
+    (listed,) = re.findall(r"\(only (.+) may change\)", error)
+    assert "output" not in listed.split(", ") and "steps" in listed.split(", ")
+    status, _, error = command("train", "--resume", run, "--output", tmp_path / "other")
+    assert status == 2 and f"leave --output {tmp_path}/other out" in error and error.count("\n") == 1
+    assert command("train", "--quiet", "--resume", run, "--output", run)[0] == 0  # the same folder is no change

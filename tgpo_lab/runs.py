@@ -160,7 +160,8 @@ def check_resumable(config: TrainConfig, directory: Path) -> None:
         if (name not in CHANGEABLE_ON_RESUME or moved) and stored[name] != given[name]:
             raise InputError(
                 f"{directory} was made with {name}={stored[name]!r}, not {given[name]!r}. An exact resume needs "
-                f"the same configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change)."
+                # A folder may have been moved, but that is no choice of a resume.
+                f"the same configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME - {'output'}))} may change)."
             )
 
 
