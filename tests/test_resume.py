@@ -233,6 +233,20 @@ def test_a_run_that_lost_its_checkpoints_does_not_begin_again(tiny_config, tmp_p
     assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == 2
 
 
+def test_fewer_steps_than_are_made_leave_nothing_to_do(tiny_config, tmp_path, command):
+    folder = tmp_path / "run"
+    quiet(tiny_config(tmp_path, steps=3))
+    before = (folder / "config.json").read_bytes(), (folder / "metrics.jsonl").read_bytes()
+    status, printed, error = command("train", "--resume", folder, "--steps", 1)
+    assert (status, printed) == (2, "")
+    assert error == (
+        f"tgpo-lab: {folder} has made 3 steps, so steps=1 leaves nothing to do. To go on, give steps above 3.\n"
+    )
+    assert before == ((folder / "config.json").read_bytes(), (folder / "metrics.jsonl").read_bytes())
+    status, printed, _ = command("train", "--resume", folder)  # as a scheduler may do with a finished run
+    assert status == 0 and "All 3 steps are made. To go on, give steps above 3." in printed
+
+
 # ── What may not change ──────────────────────────────────────────────────────────────────────────
 
 

@@ -183,13 +183,26 @@ def latest_checkpoint(directory: Path) -> Path:
     return found[-1]
 
 
-def resume_checkpoint(directory: Path) -> Path | None:
+def resume_checkpoint(directory: Path, steps: int) -> Path | None:
     """The checkpoint that a resume goes on from; None for a run that was stopped before its first and begins again.
 
+    Args:
+        directory: of the run.
+        steps: how many it is to have in all.
+
     Raises:
-        InputError: the newest is damaged, or there is none although steps were made.
+        InputError: more are made already, the newest is damaged, or there is none although steps were made.
     """
-    return None if _has_not_begun(directory) else latest_checkpoint(directory)
+    if _has_not_begun(directory):
+        return None
+    checkpoint = latest_checkpoint(directory)
+    made = read_state(checkpoint).step
+    if made > steps:
+        raise InputError(
+            f"{directory} has made {made} steps, so steps={steps} leaves nothing to do. To go on, give steps "
+            f"above {made}."
+        )
+    return checkpoint
 
 
 def _has_not_begun(directory: Path) -> bool:

@@ -140,6 +140,8 @@ def _make_steps(
     ):
         if not run.has_checkpoint:
             save(0)  # from here on there is always a whole checkpoint to go back to
+        if step == config.steps:
+            progress.say(f"All {step} steps are made. To go on, give steps above {step}.")
         track = trackers.enter_context(tracked(accelerator, directory, config.as_dict()))
         while step < config.steps and not stopping:
             # For dropout, where a model has any: the one random choice that depends on the number of processes.

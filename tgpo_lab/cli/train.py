@@ -81,8 +81,8 @@ def parse_training(
         )
     if choice.resume is not None and Path(config.output) != choice.resume:
         raise InputError(
-            f"--resume goes on in the run's own folder {choice.resume}; leave --output {config.output} out. To keep the "
-            "run as it is, copy its folder and resume the copy."
+            f"--resume goes on in the run's own folder {choice.resume}; leave --output {config.output} out. To keep "
+            "the run as it is, copy its folder and resume the copy."
         )
     if not config.output:
         config = config.with_changes(output=f"runs/{choice.method}-{Path(config.student).name}")

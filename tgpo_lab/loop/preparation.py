@@ -116,7 +116,7 @@ def prepare(
     if resume:
         check_resumable(config, directory)
         processes.first_alone(hold)
-        checkpoint = resume_checkpoint(directory)
+        checkpoint = resume_checkpoint(directory, config.steps)
         first_step = read_state(checkpoint).step if checkpoint is not None else 0
     pair = load_as_in_run(config, device)
     require_fitting_options(config, pair, device)
