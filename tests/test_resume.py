@@ -259,3 +259,35 @@ def test_the_output_folder_is_not_named_among_what_may_change(tiny_config, tmp_p
     status, _, error = command("train", "--resume", run, "--output", tmp_path / "other")
     assert status == 2 and f"leave --output {tmp_path}/other out" in error and error.count("\n") == 1
     assert command("train", "--quiet", "--resume", run, "--output", run)[0] == 0  # the same folder is no change
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+@pytest.mark.parametrize("change", ["an answer", "a prompt", "the order"])
+def test_changed_prompts_are_refused(tiny_config, tmp_path, random_pair, split, change):
+    prompts = Path(shutil.copytree(random_pair.prompts, tmp_path / "prompts"))
+    config = tiny_config(tmp_path, dataset=str(prompts))
+    quiet(config)
+    file = prompts / f"{split}.jsonl"
+    whole = file.read_text()
+    rows = [json.loads(line) for line in whole.splitlines()]
+    if change == "an answer":
+        rows[0]["answer"] = "8"
+    elif change == "a prompt":
+        rows[0]["prompt"] = "1+1+1+4="
+    else:
+        rows[:2] = rows[1::-1]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(InputError, match=rf"^{prompts} has other prompts or answers than when .* began"):
+        quiet(config.with_changes(steps=4), resume=True)
+    file.write_text(whole.replace('": "', '":    "'))  # the same in another dress
+    assert quiet(config.with_changes(steps=4), resume=True).completed
+
+
+def test_a_run_of_an_earlier_version_goes_on(tiny_config, tmp_path):
+    config = tiny_config(tmp_path, steps=1)
+    quiet(config)
+    file = tmp_path / "run" / "config.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in record.items() if k not in ("id", "prompts_digest")}))
+    assert quiet(config.with_changes(steps=2), resume=True).completed
+    assert stored(tmp_path / "run")["config"]["steps"] == 2

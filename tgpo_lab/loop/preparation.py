@@ -20,7 +20,16 @@ from ..models.pairs import Pair, load_model, load_pair, require_room
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
-from ..runs import METRICS_FILE, check_resumable, held_run, resume_checkpoint, start_run, store_changes
+from ..runs import (
+    METRICS_FILE,
+    check_resumable,
+    held_run,
+    prompts_digest,
+    require_same_prompts,
+    resume_checkpoint,
+    start_run,
+    store_changes,
+)
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import Teacher, open_teacher
@@ -123,11 +132,14 @@ def prepare(
     source = config.dataset or pair.prompts
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
+    prompts = prompts_digest(training_prompts, held_out)
+    if resume:
+        require_same_prompts(directory, prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
     if not resume:
         processes.first_alone(hold)
-        processes.first_alone(start_run, config)
+        processes.first_alone(start_run, config, prompts)
     elif checkpoint is not None and not config.lora_rank:
         del pair.student  # before there is another: the device may have room for one
         pair.student = load_model(checkpoint, torch.float32, device)
