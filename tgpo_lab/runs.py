@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,7 @@ def start_run(config: TrainConfig, prompts: str) -> Path:
     """
     directory = Path(config.output)
     require_new_run(directory, keep=True)
-    _write_record(directory, {"config": config.as_dict(), "prompts_digest": prompts, **provenance()})
+    _write_record(directory, {"config": config.as_dict(), "id": _new_id(), "prompts_digest": prompts, **provenance()})
     return directory
 
 
@@ -122,11 +123,22 @@ def store_changes(config: TrainConfig, step: int) -> None:
         for name, value in read_config(directory).as_dict().items()
         if name != "output" and value != given[name]
     }
-    if not before:
-        return
     record = json.loads((directory / CONFIG_FILE).read_text())
-    changes = [*record.get("changes", []), {"step": step, "before": before, **provenance()}]
-    _write_record(directory, {**record, "config": given, "changes": changes})
+    new = {} if "id" in record else {"id": _new_id()}  # a run of a version that gave none
+    if before:
+        changes = [*record.get("changes", []), {"step": step, "before": before, **provenance()}]
+        new |= {"config": given, "changes": changes}
+    if new:
+        _write_record(directory, {**record, **new})
+
+
+def read_id(directory: Path) -> str:
+    """What trackers know a run by: its own, and the same after every resume."""
+    return json.loads((directory / CONFIG_FILE).read_text())["id"]
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
 
 
 def _write_record(directory: Path, record: dict) -> None:

@@ -39,7 +39,7 @@ from .parallel.sharding import gathered, whole
 from .precision import products_in
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rollouts import join_rollouts
-from .runs import CHECKPOINTS, RunResult
+from .runs import CHECKPOINTS, RunResult, read_id
 from .sampling.divided_sampling import sample_divided
 from .tasks.rewards import reward_function, score
 from .trackers import tracked, tracking_accelerator
@@ -142,7 +142,7 @@ def _make_steps(
             save(0)  # from here on there is always a whole checkpoint to go back to
         if step == config.steps:
             progress.say(f"All {step} steps are made. To go on, give steps above {step}.")
-        track = trackers.enter_context(tracked(accelerator, directory, config.as_dict()))
+        track = trackers.enter_context(tracked(accelerator, directory, config.as_dict(), read_id(directory)))
         while step < config.steps and not stopping:
             # For dropout, where a model has any: the one random choice that depends on the number of processes.
             torch.manual_seed(derived_seed(config.seed, "step", step) + processes.index)
