@@ -83,6 +83,15 @@ def test_a_missing_run_is_made_and_an_unfinished_one_resumed(finished, tmp_path,
         assert again[same].equals(before[same])
 
 
+def test_a_run_killed_before_its_first_checkpoint_begins_again(finished, tmp_path, trained):
+    output = shutil.copytree(finished, tmp_path / "demo")
+    shutil.rmtree(output / "rkl" / "checkpoints")
+    (output / "rkl" / "metrics.jsonl").unlink()
+    result = run_demo(output, STEPS, 0, PAIR, METHODS)
+    assert trained == [("rkl", True)]
+    assert result.runs["rkl"].metrics["reward"].equals(load_run(finished / "rkl").metrics["reward"])
+
+
 def test_a_run_killed_before_its_last_accuracy_gets_it(finished, tmp_path, trained):
     output = shutil.copytree(finished, tmp_path / "demo")
     metrics = output / "rkl" / "metrics.jsonl"

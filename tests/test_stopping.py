@@ -293,16 +293,18 @@ def test_a_disk_full_of_bytes_is_told_like_a_limit(tiny_config, tmp_path):
 def test_no_room_for_the_first_checkpoint(tiny_config, tmp_path):
     group = Group(2, lambda index: (no_file_above(100_000), quiet(tiny_config(tmp_path))), tmp_path)
     assert group.wait() == [1, 1]
-    assert f"There is no checkpoint yet: make room, remove {tmp_path}/run and start again." in group.errors(0)
+    told = f"There is no checkpoint yet: make room, then begin again: tgpo-lab train --resume {tmp_path}/run\n"
+    assert told in group.errors(0)
     assert "OtherProcessError: The first process has stopped" in group.errors(1)
     assert checkpoint_folders(tmp_path / "run" / "checkpoints") == []
+    assert quiet(tiny_config(tmp_path), resume=True).completed
 
 
 def test_no_room_for_the_configuration_of_a_run(tiny_config, tmp_path):
     group = Group(1, lambda index: (no_file_above(100), quiet(tiny_config(tmp_path))), tmp_path)
     assert group.wait() == [1]
     assert f"InputError: Cannot write to the folder {tmp_path}/run (File too large). Make room" in group.errors(0)
-    assert list((tmp_path / "run").iterdir()) == []
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [".lock"]
 
 
 # ── A scheduler's signal ─────────────────────────────────────────────────────────────────────────

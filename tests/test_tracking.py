@@ -58,15 +58,18 @@ def test_tensorboard_gets_the_rows_of_the_metrics_file(tiny_config, tmp_path):
                 assert found[name][row["step"]] == pytest.approx(value, rel=1e-5)
 
 
-def tracked_training(config, folder, *changes):
+def tracked_training(config, folder, *changes, resume=False):
     """A training in a process of its own with the small wandb and trackio: how it ended, and what each received."""
     record = folder / "record.jsonl"
     paths = os.pathsep.join((str(STAND_INS), str(ROOT)))
+    begun = [
+        "--student", config.student, "--teacher", config.teacher, "--dataset", config.dataset, "--steps", "3",
+        "--prompts-per-step", "2", "--group-size", "4", "--max-new-tokens", "12", "--evaluate-every", "2",
+        "--evaluation-prompts", "4", "--output", folder / "run",
+    ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "tgpo_lab", "train", "--quiet", "--trackers", "wandb", "trackio",
-         "--student", config.student, "--teacher", config.teacher, "--dataset", config.dataset, "--steps", "3",
-         "--prompts-per-step", "2", "--group-size", "4", "--max-new-tokens", "12", "--evaluate-every", "2",
-         "--evaluation-prompts", "4", "--output", folder / "run", *changes],
+         *(["--resume", folder / "run"] if resume else begun), *changes],
         env={**os.environ, "PYTHONPATH": paths, "TRACKER_RECORD": str(record)}, capture_output=True, text=True,
     )  # fmt: skip
     received = {"wandb": [], "trackio": []}
@@ -82,9 +85,12 @@ def test_weights_and_biases_and_trackio_get_configuration_rows_and_the_end(tiny_
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
     assert [row.pop("step") for row in rows] == [0, 1, 2, 3]
+    own = json.loads((tmp_path / "run" / "config.json").read_text())["id"]
+    for tracker, known_by in (("wandb", {"name": "run", "id": own}), ("trackio", {"name": f"run-{own}"})):
+        first = {"event": "init", "project": "tgpo-lab", **known_by, "resume": "allow"}
+        assert received[tracker][0] == first
     for events in received.values():
         assert [event["event"] for event in events] == ["init", "config", *["log"] * 4, "finish"]
-        assert events[0] == {"event": "init", "project": "tgpo-lab", "name": "run"}
         assert [event["step"] for event in events[2:-1]] == [0, 1, 2, 3]
         assert [event["values"] for event in events[2:-1]] == rows
         settings = events[1]["values"]
@@ -94,6 +100,29 @@ def test_weights_and_biases_and_trackio_get_configuration_rows_and_the_end(tiny_
             for name, value in config.items()
         }
         assert arrived == config
+
+
+def test_trackers_go_on_with_a_resumed_run_and_with_no_other_of_the_same_name(tiny_config, tmp_path):
+    """Weights & Biases knows a run by its id, Trackio by its name (their documentation of ``init``)."""
+    known_by = {"wandb": "id", "trackio": "name"}
+    config = tiny_config(tmp_path, steps=1, output=str(tmp_path / "old" / "run"))
+    train(config, show_progress=False)
+    file = tmp_path / "old" / "run" / "config.json"
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in record.items() if name != "id"}))  # an earlier version's
+    for folder in ("new", "old"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        for steps in ("2", "3"):
+            resume = folder == "old" or steps != "2"
+            done, received = tracked_training(config, tmp_path / folder, "--steps", steps, resume=resume)
+            assert done.returncode == 0, done.stderr
+        for tracker, events in received.items():
+            starts = [event for event in events if event["event"] == "init"]
+            assert len(starts) == 2 and {event["resume"] for event in starts} == {"allow"}
+            (known,) = {event[known_by[tracker]] for event in starts}
+            (tmp_path / folder / tracker).write_text(known)
+    for tracker in known_by:
+        assert (tmp_path / "new" / tracker).read_text() != (tmp_path / "old" / tracker).read_text()
 
 
 def test_trackers_are_told_the_end_of_a_run_that_an_error_stops(tiny_config, tmp_path):

@@ -17,7 +17,7 @@ from .models.pairs import Pair, load_pair
 from .reports.comparison import format_table, percent, summary_table
 from .reports.report import write_report
 from .reports.sample_rollouts import AnnotatedRollout, annotate
-from .runs import CONFIG_FILE, RunResult, load_run, read_config
+from .runs import CONFIG_FILE, RunResult, load_run, read_config, resume_checkpoint
 from .training import train
 
 SAMPLE_ROLLOUTS = 3
@@ -129,6 +129,8 @@ def _train_or_load(config: TrainConfig) -> RunResult:
     directory = Path(config.output)
     if not (directory / CONFIG_FILE).exists():
         return train(config)
+    if resume_checkpoint(directory, config.steps) is None:  # killed before its first
+        return train(config, resume=True)
     run = load_run(directory)
     # A run that was killed at the very end has its last checkpoint, but not yet its last accuracy.
     if run.completed and bool((run.metrics["step"] == config.steps).any()):

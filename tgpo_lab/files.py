@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from .errors import InputError
 
 
@@ -105,3 +107,30 @@ def require_writable_folder(path: Path, *, keep: bool = True) -> Path:
                 with suppress(OSError):  # it was not made after all, or another process has put something there
                     folder.rmdir()
     return path
+
+
+@contextmanager
+def held_folder(path: Path, held_elsewhere: str) -> Iterator[None]:
+    """Hold a folder against other processes by its file ``.lock``; a kill lets go of it.
+
+    Args:
+        path: the folder, in which files can be written.
+        held_elsewhere: the sentence for whoever comes second.
+
+    Raises:
+        InputError: another process holds it, or its file system has no locks.
+    """
+    lock = FileLock(path / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(held_elsewhere) from error
+    except (OSError, NotImplementedError) as error:
+        raise InputError(
+            f"The folder {path} cannot be locked against a second process ({error}). Give an output folder on "
+            "another file system."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

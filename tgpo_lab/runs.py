@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
+from datasets import Dataset
 from transformers import PreTrainedModel
 
 from .checkpoints import checkpoint_folders, read_state
 from .config import TrainConfig
 from .errors import InputError
-from .files import require_name, require_writable_folder, write_json
+from .files import held_folder, require_name, require_writable_folder, write_json
 from .metrics import metrics_frame, read_rows
 from .models.pairs import load_model
 from .provenance import provenance
@@ -43,6 +47,12 @@ class RunResult:
     completed: bool
     """False if the run was stopped before its last step."""
 
+    @property
+    def how_to_go_on(self) -> str:
+        """Of a run that was stopped: after which step, and the command that goes on."""
+        made = 0 if self.metrics.empty else int(self.metrics["step"].max()) + 1
+        return f"Stopped after step {made} of {self.config.steps}. To go on: tgpo-lab train --resume {self.directory}"
+
 
 def require_new_run(directory: Path, *, keep: bool) -> None:
     """Refuse a folder that a new run cannot have.
@@ -63,21 +73,81 @@ def require_new_run(directory: Path, *, keep: bool) -> None:
     require_writable_folder(directory, keep=keep)
 
 
-def start_run(config: TrainConfig) -> Path:
-    """Make the folder of a new run with its configuration and provenance.
+def held_run(directory: Path) -> AbstractContextManager[None]:
+    """Context in which no other launch can make or go on with the run in a folder, which is made if need be.
+
+    Raises:
+        InputError: the folder cannot be written, or another process holds it.
+    """
+    require_writable_folder(require_name(directory))
+    return held_folder(
+        directory,
+        f"Another process is at work on the run in {directory}. Wait for it to end, or stop it.",
+    )
+
+
+def start_run(config: TrainConfig, prompts: str) -> Path:
+    """Put configuration and provenance of a new run into its folder, which is held by :func:`held_run`.
+
+    Args:
+        config: the run.
+        prompts: their :func:`prompts_digest`.
 
     Raises:
         InputError: the folder cannot be written, or holds a run already.
     """
     directory = Path(config.output)
     require_new_run(directory, keep=True)
+    _write_record(directory, {"config": config.as_dict(), "id": _new_id(), "prompts_digest": prompts, **provenance()})
+    return directory
+
+
+def store_changes(config: TrainConfig, step: int) -> None:
+    """Let a run go on with the configuration of this resume from now on, so that the next one needs no flags.
+
+    Under ``changes`` stand the fields' earlier values, the step at which they were changed, and the command's
+    provenance; that of the first command stays where it is.
+
+    Args:
+        config: of the resume, which :func:`check_resumable` has passed.
+        step: from which it goes on.
+
+    Raises:
+        InputError: the folder holds no run, or cannot be written.
+    """
+    directory = Path(config.output)
+    given = config.as_dict()
+    # A folder that was moved is no change.
+    before = {
+        name: value
+        for name, value in read_config(directory).as_dict().items()
+        if name != "output" and value != given[name]
+    }
+    record = json.loads((directory / CONFIG_FILE).read_text())
+    new = {} if "id" in record else {"id": _new_id()}  # a run of a version that gave none
+    if before:
+        changes = [*record.get("changes", []), {"step": step, "before": before, **provenance()}]
+        new |= {"config": given, "changes": changes}
+    if new:
+        _write_record(directory, {**record, **new})
+
+
+def read_id(directory: Path) -> str:
+    """What trackers know a run by: its own, and the same after every resume."""
+    return json.loads((directory / CONFIG_FILE).read_text())["id"]
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:8]
+
+
+def _write_record(directory: Path, record: dict) -> None:
     try:
-        write_json(directory / CONFIG_FILE, {"config": config.as_dict(), **provenance()})
+        write_json(directory / CONFIG_FILE, record)
     except OSError as error:  # an empty file was possible, so it is room that is missing
         raise InputError(
             f"Cannot write to the folder {directory} ({error.strerror}). Make room, or give another output folder."
         ) from error
-    return directory
 
 
 def read_config(directory: Path) -> TrainConfig:
@@ -108,8 +178,33 @@ def check_resumable(config: TrainConfig, directory: Path) -> None:
         if (name not in CHANGEABLE_ON_RESUME or moved) and stored[name] != given[name]:
             raise InputError(
                 f"{directory} was made with {name}={stored[name]!r}, not {given[name]!r}. An exact resume needs "
-                f"the same configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME))} may change)."
+                # A folder may have been moved, but that is no choice of a resume.
+                f"the same configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME - {'output'}))} may change)."
             )
+
+
+def prompts_digest(*splits: Dataset) -> str:
+    """Digest of prompts and answers, in their order: what a run learns from and is measured on."""
+    texts = [list(split[column]) for split in splits for column in ("prompt", "answer")]
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
+
+
+def require_same_prompts(directory: Path, prompts: str, source: str | Path) -> None:
+    """Refuse to go on with a run on other prompts. Runs of versions that stored no digest are taken as they are.
+
+    Args:
+        directory: of the run.
+        prompts: the :func:`prompts_digest` of now.
+        source: the dataset, for the message.
+
+    Raises:
+        InputError: they are others than when the run began.
+    """
+    if json.loads((directory / CONFIG_FILE).read_text()).get("prompts_digest", prompts) != prompts:
+        raise InputError(
+            f"{source} has other prompts or answers than when {directory} began. An exact resume needs the same: "
+            "restore them, or start a run in another folder."
+        )
 
 
 def latest_checkpoint(directory: Path) -> Path:
@@ -119,12 +214,41 @@ def latest_checkpoint(directory: Path) -> Path:
         InputError: there is none, or it is damaged.
     """
     found = checkpoint_folders(Path(directory) / CHECKPOINTS)
-    if not found:
+    if not found and _has_not_begun(Path(directory)):
         raise InputError(
-            f"{directory} has no whole checkpoint: it was stopped before its first. Remove the folder and start again."
+            f"{directory} has no whole checkpoint: it was stopped before its first. To begin it again: tgpo-lab train "
+            f"--resume {directory}"
         )
+    if not found:
+        raise InputError(f"{directory} has no whole checkpoint. Remove the folder and start again.")
     read_state(found[-1])
     return found[-1]
+
+
+def resume_checkpoint(directory: Path, steps: int) -> Path | None:
+    """The checkpoint that a resume goes on from; None for a run that was stopped before its first and begins again.
+
+    Args:
+        directory: of the run.
+        steps: how many it is to have in all.
+
+    Raises:
+        InputError: more are made already, the newest is damaged, or there is none although steps were made.
+    """
+    if _has_not_begun(directory):
+        return None
+    checkpoint = latest_checkpoint(directory)
+    made = read_state(checkpoint).step
+    if made > steps:
+        raise InputError(
+            f"{directory} has made {made} steps, so steps={steps} leaves nothing to do. To go on, give steps "
+            f"above {made}."
+        )
+    return checkpoint
+
+
+def _has_not_begun(directory: Path) -> bool:
+    return not checkpoint_folders(directory / CHECKPOINTS) and not (directory / METRICS_FILE).exists()
 
 
 def load_run(directory: str | Path) -> RunResult:

@@ -64,7 +64,7 @@ def tracking_accelerator(folder: Path, trackers: Sequence[str]) -> Accelerator:
 
 @contextmanager
 def tracked(
-    accelerator: Accelerator, folder: Path, settings: Mapping[str, object]
+    accelerator: Accelerator, folder: Path, settings: Mapping[str, object], run_id: str
 ) -> Iterator[Callable[[dict[str, float]], None]]:
     """Start the trackers of an accelerator; gives a function that sends them a row, and ends them with the block.
 
@@ -72,6 +72,7 @@ def tracked(
         accelerator: of :func:`tracking_accelerator`.
         folder: of the run, which has its first checkpoint. Its name is the run's.
         settings: its configuration as plain values.
+        run_id: the same after a resume, so that the trackers go on with their run, and of no other run.
 
     Raises:
         InputError: a tracker does not start, for instance without a login.
@@ -82,9 +83,13 @@ def tracked(
     texts = {
         name: value if isinstance(value, (bool, int, float, str)) else str(value) for name, value in settings.items()
     }
-    name = {"name": folder.name}
+    options = {
+        "wandb": {"name": folder.name, "id": run_id, "resume": "allow"},
+        # Trackio knows a run by its name alone: without the id, runs of two folders of one name would be one.
+        "trackio": {"name": f"{folder.name}-{run_id}", "resume": "allow"},
+    }
     try:
-        accelerator.init_trackers(PROJECT, texts, init_kwargs={"wandb": name, "trackio": name})
+        accelerator.init_trackers(PROJECT, texts, init_kwargs=options)
     except Exception as error:
         raise InputError(
             f"A tracker of this run does not start ({type(error).__name__}: {error}). Log in or set it to work "

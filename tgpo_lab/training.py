@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -25,7 +26,7 @@ from .loop.measurement import ClippedTokens, StepMeasurement, choose_measured, g
 from .loop.mini_batches import mini_batches, rows_of_groups
 from .loop.model_card import model_card
 from .loop.out_of_memory import MicroBatchTokens, told_while_loading
-from .loop.preparation import prepare
+from .loop.preparation import Prepared, prepare
 from .loop.progress import TrainingProgress
 from .loop.requirements import require_packages
 from .loop.stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
@@ -38,7 +39,7 @@ from .parallel.sharding import gathered, whole
 from .precision import products_in
 from .randomness import derived_seed, generator_for, rows_of_step
 from .rollouts import join_rollouts
-from .runs import CHECKPOINTS, RunResult
+from .runs import CHECKPOINTS, RunResult, read_id
 from .sampling.divided_sampling import sample_divided
 from .tasks.rewards import reward_function, score
 from .trackers import tracked, tracking_accelerator
@@ -57,7 +58,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
 
     Args:
         config: everything that decides the run.
-        resume: go on from the newest checkpoint in ``config.output``.
+        resume: go on from the newest checkpoint in ``config.output``, or begin again where there is none yet.
         show_progress: print a progress bar with the latest measurements.
 
     Raises:
@@ -73,8 +74,22 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
     require_packages(config, accelerator.device)
     keep_freed_memory()
 
-    with processes.loss_told(), told_while_loading():
-        run = prepare(config, processes, accelerator.device, resume=resume)
+    with ExitStack() as held:
+        with processes.loss_told(), told_while_loading():
+            run = prepare(config, processes, accelerator.device, held, resume=resume)
+        return _make_steps(config, run, accelerator, processes, show_progress=show_progress)
+
+
+def _make_steps(
+    config: TrainConfig,
+    run: Prepared,
+    accelerator: Accelerator,
+    processes: Processes,
+    *,
+    show_progress: bool,
+) -> RunResult:
+    """The loop itself, from the first step that is left to the last."""
+    directory = Path(config.output)
     pair, method, optimizer, parameters, log = run.pair, run.method, run.optimizer, run.parameters, run.log
     student, teacher = pair.student, run.teacher
     traces_per_prompt = config.traces_per_prompt
@@ -123,9 +138,11 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         progress,
         ExitStack() as trackers,
     ):
-        if not resume:
+        if not run.has_checkpoint:
             save(0)  # from here on there is always a whole checkpoint to go back to
-        track = trackers.enter_context(tracked(accelerator, directory, config.as_dict()))
+        if step == config.steps:
+            progress.say(f"All {step} steps are made. To go on, give steps above {step}.")
+        track = trackers.enter_context(tracked(accelerator, directory, config.as_dict(), read_id(directory)))
         while step < config.steps and not stopping:
             # For dropout, where a model has any: the one random choice that depends on the number of processes.
             torch.manual_seed(derived_seed(config.seed, "step", step) + processes.index)
@@ -255,9 +272,10 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         if completed and not any(row["step"] == config.steps for row in log.rows):
             log.append({"step": config.steps, "accuracy": held_out_accuracy()})
             track(log.rows[-1])
+    result = RunResult(directory, config, metrics_frame(log.rows), student, completed)
     if not completed:
-        progress.say(f"Stopped after step {step} of {config.steps}. To go on: tgpo-lab train --resume {directory}")
-    return RunResult(directory, config, metrics_frame(log.rows), student, completed)
+        progress.say(result.how_to_go_on)
+    return result
 
 
 def _pad_like(values: Tensor, mask: Tensor) -> Tensor:

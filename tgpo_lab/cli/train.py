@@ -40,7 +40,10 @@ def train_command(arguments: list[str]) -> int:
 
     result = train(config, resume=choice.resume is not None, show_progress=not choice.quiet)
     accuracy = result.metrics["accuracy"].dropna()
-    if len(accuracy) and PartialState().is_main_process:
+    is_first = PartialState().is_main_process
+    if choice.quiet and not result.completed and is_first:  # otherwise the progress has said it
+        print(result.how_to_go_on)
+    if len(accuracy) and is_first:
         print(f"Held-out accuracy {accuracy.iloc[0]:.3f} → {accuracy.iloc[-1]:.3f}. The run is in {result.directory}.")
     return 0 if result.completed else 130
 
@@ -77,6 +80,11 @@ def parse_training(
             args=rest,
             prog=f"tgpo-lab {command}",
             description=_description(choice, purpose),
+        )
+    if choice.resume is not None and Path(config.output) != choice.resume:
+        raise InputError(
+            f"--resume goes on in the run's own folder {choice.resume}; leave --output {config.output} out. To keep "
+            "the run as it is, copy its folder and resume the copy."
         )
     if not config.output:
         config = config.with_changes(output=f"runs/{choice.method}-{Path(config.student).name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,16 @@ from ..models.pairs import Pair, load_model, load_pair, require_room
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
-from ..runs import METRICS_FILE, check_resumable, latest_checkpoint, start_run
+from ..runs import (
+    METRICS_FILE,
+    check_resumable,
+    held_run,
+    prompts_digest,
+    require_same_prompts,
+    resume_checkpoint,
+    start_run,
+    store_changes,
+)
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import Teacher, open_teacher
@@ -42,6 +52,8 @@ class Prepared:
     """The run's own copy: a schedule may keep state."""
     log: MetricsLog
     first_step: int
+    has_checkpoint: bool
+    """False for a run that begins."""
     engine: Engine
     """Samples from the student."""
 
@@ -86,14 +98,17 @@ def equip(config: TrainConfig, pair: Pair, checkpoint: Path | None = None) -> No
         enable({"use_reentrant": False})
 
 
-def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, resume: bool) -> Prepared:
+def prepare(
+    config: TrainConfig, processes: Processes, device: torch.device, held: ExitStack, *, resume: bool
+) -> Prepared:
     """Load and check everything, and make the run's folder or read its newest checkpoint.
 
     Args:
         config: the run.
         processes: the first of them makes the folder.
         device: of this process.
-        resume: go on from the newest checkpoint in ``config.output``.
+        held: the first process keeps other launches from the run's folder until this ends.
+        resume: go on from the newest checkpoint in ``config.output``, or begin again where there is none yet.
 
     Raises:
         InputError: something in the configuration, the pair or the folder cannot work.
@@ -101,24 +116,33 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     if processes.sharded:
         require_whole_adapters(config)
     require_prompts(config)
+    directory = Path(config.output)
+    first_step, checkpoint = 0, None
+
+    def hold() -> None:
+        held.enter_context(held_run(directory))
+
+    if resume:
+        check_resumable(config, directory)
+        processes.first_alone(hold)
+        checkpoint = resume_checkpoint(directory, config.steps)
+        first_step = read_state(checkpoint).step if checkpoint is not None else 0
     pair = load_as_in_run(config, device)
     require_fitting_options(config, pair, device)
     source = config.dataset or pair.prompts
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
+    prompts = prompts_digest(training_prompts, held_out)
+    if resume:
+        require_same_prompts(directory, prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
-    directory = Path(config.output)
-    first_step, checkpoint = 0, None
-    if resume:
-        check_resumable(config, directory)
-        checkpoint = latest_checkpoint(directory)
-        first_step = read_state(checkpoint).step
-        if not config.lora_rank:
-            del pair.student  # before there is another: the device may have room for one
-            pair.student = load_model(checkpoint, torch.float32, device)
-    else:
-        processes.first_alone(start_run, config)
+    if not resume:
+        processes.first_alone(hold)
+        processes.first_alone(start_run, config, prompts)
+    elif checkpoint is not None and not config.lora_rank:
+        del pair.student  # before there is another: the device may have room for one
+        pair.student = load_model(checkpoint, torch.float32, device)
     equip(config, pair, checkpoint)
     student = pair.student
     if processes.sharded:
@@ -129,10 +153,13 @@ def prepare(config: TrainConfig, processes: Processes, device: torch.device, *, 
     )
     method = copy.deepcopy(config.method)
     log = MetricsLog(directory / METRICS_FILE, writes=processes.is_first)
-    if resume:
+    if checkpoint is not None:
         load_optimizer(checkpoint, student, optimizer)
         if method.schedule is not None:
             method.schedule.load_state(read_state(checkpoint).schedule)
         log.rewind(first_step)
     engine = make_engine(config, pair, [*training_prompts["prompt"], *held_out["prompt"]], processes)
-    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step, engine)
+    if resume:
+        processes.first_alone(store_changes, config, first_step)  # nothing is left that could refuse it
+    return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step,
+                    checkpoint is not None, engine)  # fmt: skip

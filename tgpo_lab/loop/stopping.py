@@ -77,7 +77,7 @@ def full_memory_or_disk_told(config: TrainConfig) -> Iterator[None]:
         left = (
             f"The last whole checkpoint is {whole[-1]}. Make room, then go on: tgpo-lab train --resume {folder}"
             if whole
-            else f"There is no checkpoint yet: make room, remove {folder} and start again."
+            else f"There is no checkpoint yet: make room, then begin again: tgpo-lab train --resume {folder}"
         )
         raise DiskFullError(f"A file of the run could not be written ({error}). {left}") from error
 

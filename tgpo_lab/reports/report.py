@@ -201,6 +201,8 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, str]:
     """Nested values as texts under dotted names."""
     flat = {}
     for name, value in values.items():
+        if isinstance(value, list):  # the changes of a resumed run
+            value = {str(number): item for number, item in enumerate(value, start=1)}
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:

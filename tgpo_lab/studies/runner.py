@@ -16,20 +16,17 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..checkpoints import checkpoint_folders, read_state
 from ..errors import InputError
 from ..evaluation import evaluate
-from ..files import require_writable_folder, write_json
+from ..files import held_folder, require_writable_folder, write_json
 from ..loop.stopping import NonFiniteError
 from ..metrics import read_rows
 from ..models.pairs import load_model, load_pair
@@ -84,8 +81,10 @@ def run_study(
         processes, multiprocessing.get_context("spawn"), initializer=_prepare_process, initargs=(device,)
     )
     waiting: dict[Future[bool], Cell] = {}
+    # Two studies in one folder would run the same cells over each other.
+    held_elsewhere = f"Another process is running this study in {output}. Wait for it to end, or give another output."
     try:
-        with _only_one(output), _Display(console, study.name, len(cells)) as display:
+        with held_folder(output, held_elsewhere), _Display(console, study.name, len(cells)) as display:
             todo = iter(cells)
             while True:
                 # Never more than can run: what the pool has taken in, it finishes even after a stop.
@@ -111,22 +110,6 @@ def run_study(
         ) from error
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
-
-
-@contextmanager
-def _only_one(output: Path) -> Iterator[None]:
-    """Hold the study's folder: two studies in it would run the same cells over each other.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    try:
-        with FileLock(output / ".lock", timeout=0):
-            yield
-    except Timeout as error:
-        raise InputError(
-            f"Another process is running this study in {output}. Wait for it to end, or give another output."
-        ) from error
 
 
 def is_finished(cell: Cell, output: Path) -> bool:

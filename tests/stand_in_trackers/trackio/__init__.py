@@ -31,7 +31,7 @@ class Run:
 
 
 def init(project: str, name: str | None = None, config: dict[str, Any] | None = None, resume: str = "never") -> Run:
-    record("trackio", "init", project=project, name=name)
+    record("trackio", "init", project=project, name=name, resume=resume)
     run = Run()
     globals()["config"] = run.config
     return run

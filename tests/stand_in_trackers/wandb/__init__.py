@@ -48,9 +48,15 @@ class Run:
 config = Config(None)
 
 
-def init(entity: str | None = None, project: str | None = None, name: str | None = None) -> Run:
+def init(
+    entity: str | None = None,
+    project: str | None = None,
+    name: str | None = None,
+    id: str | None = None,
+    resume: bool | str | None = None,
+) -> Run:
     global config
-    record("wandb", "init", project=project, name=name)
+    record("wandb", "init", project=project, name=name, id=id, resume=resume)
     run = Run()
     config = run.config
     return run
