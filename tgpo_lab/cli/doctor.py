@@ -11,12 +11,16 @@ from .train import parse_training
 
 @dataclass(frozen=True)
 class Launch:
-    """How the run would be started; its memory is that of one of its devices."""
+    """How the run would be started, its memory being that of one of its devices; and on how much to measure."""
 
     processes: int = 1
     """Number of processes, as --num_processes of accelerate launch."""
     sharded: tyro.conf.FlagCreatePairsOff[bool] = False
     """FSDP shares the student out among them, as --use_fsdp of accelerate launch."""
+    prompts: int = 8
+    """Number of held-out prompts to measure on."""
+    card_tokens: int = 256
+    """Responses for the measurements are cut after so many tokens, or after the run's own limit."""
 
 
 def doctor_command(arguments: list[str]) -> int:
@@ -26,10 +30,11 @@ def doctor_command(arguments: list[str]) -> int:
         rest,
         "doctor",
         "Look at a run before it is started, with the options of train. --processes N and --sharded are for one that "
-        "accelerate launch would start, the latter under FSDP.",
+        "accelerate launch would start, the latter under FSDP. --prompts 8 and --card-tokens 256 say on how many "
+        "held-out prompts to measure, and after how many tokens to cut responses for that.",
     )
     from ..doctor.diagnose import diagnose  # here, so that --help does not wait for the import
 
-    found = diagnose(config, processes=launch.processes, sharded=launch.sharded, resume=choice.resume is not None)
+    found = diagnose(config, **vars(launch), resume=choice.resume is not None)
     print(found)
     return found.status
