@@ -1,8 +1,12 @@
 """Settings that do not suit their student: the doctor and ``train`` say so, with what to change."""
 
+import shlex
+from pathlib import Path
+
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
+from tgpo_lab.cli.doctor import parse_launch
 from tgpo_lab.cli.train import parse_training
 from tgpo_lab.config import PRESETS, TrainConfig
 from tgpo_lab.doctor import settings_checks
@@ -147,3 +151,24 @@ def test_a_preset_takes_a_pair_of_ones_own():
     _, config = parse_training(["--preset=gpu-24gb", "--student=a", "--teacher=b", "--dataset=c"])
     assert (config.student, config.teacher, config.dataset) == ("a", "b", "c")
     assert config.learning_rate == PRESETS["gpu-24gb"]["learning_rate"] and config.method == make_method("tgpo")
+
+
+def commands_of_the_readme() -> list[list[str]]:
+    """Words after ``tgpo-lab``, or ``-m tgpo_lab``, of every command that trains or examines."""
+    text = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    starts = ("tgpo-lab ", "accelerate launch ", "torchrun ")
+    lines = [shlex.split(line, comments=True) for line in text.splitlines() if line.startswith(starts)]
+    places = [(line, i + 1) for line in lines for i, word in enumerate(line) if word in ("tgpo-lab", "tgpo_lab")]
+    return [line[i:] for line, i in places if line[i : i + 1] in (["train"], ["doctor"]) and "--resume" not in line]
+
+
+@pytest.mark.parametrize("words", commands_of_the_readme(), ids=" ".join)
+def test_the_readmes_commands_are_read_and_suit_their_students(words):
+    choice, config = parse_training(parse_launch(words[1:])[1] if words[0] == "doctor" else words[1:], words[0])
+    assert (choice.preset == "tiny") == (config.teacher is None)
+    if config.teacher is not None:
+        assert said(config) == ""
+
+
+def test_the_readme_has_such_commands():
+    assert len(commands_of_the_readme()) >= 10

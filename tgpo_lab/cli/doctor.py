@@ -23,9 +23,14 @@ class Launch:
     """Responses for the measurements are cut after so many tokens, or after the run's own limit."""
 
 
+def parse_launch(arguments: list[str]) -> tuple[Launch, list[str]]:
+    """The doctor's own options, and the words that are left."""
+    return tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False, prog="tgpo-lab doctor")
+
+
 def doctor_command(arguments: list[str]) -> int:
     """Examine a run; 0 if all is well, 1 with warnings, 2 if something was refused."""
-    launch, rest = tyro.cli(Launch, args=arguments, return_unknown_args=True, add_help=False, prog="tgpo-lab doctor")
+    launch, rest = parse_launch(arguments)
     choice, config = parse_training(
         rest,
         "doctor",
