@@ -4,6 +4,7 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from tgpo_lab.cli.doctor import parse_launch
@@ -11,10 +12,10 @@ from tgpo_lab.cli.train import parse_training
 from tgpo_lab.config import PRESETS, TrainConfig
 from tgpo_lab.doctor import settings_checks
 from tgpo_lab.doctor.diagnose import diagnose
-from tgpo_lab.doctor.settings_checks import LARGE, settings_to_change, warn_of_settings
+from tgpo_lab.doctor.settings_checks import LARGE, MIDDLE_WEIGHT, settings_to_change, warn_of_settings
 from tgpo_lab.errors import InputError
 from tgpo_lab.methods import GRPO, ReverseKLPolicyGradient, make_method
-from tgpo_lab.models.pairs import DATA
+from tgpo_lab.models.pairs import DATA, load_pair
 
 REAL = {"student": "Qwen/Qwen2.5-Math-1.5B", "teacher": "Qwen/Qwen3-4B", "dataset": "openai/gsm8k"}
 WEIGHTS = 1_543_714_304
@@ -76,8 +77,11 @@ def test_a_rate_as_large_as_the_weights_is_warned_about_with_any_student(tmp_pat
     config = TrainConfig.preset("tiny", learning_rate=1e30, output=str(tmp_path / "run"))
     found = diagnose(config, prompts=2, card_tokens=4, device="cpu")
     (finding,) = [f for f in found.findings if f.subject == "settings"]
-    assert finding.level == "warning" and "learning_rate is 1e+30" in finding.text and "0.01" in finding.change
-    assert said(TrainConfig(learning_rate=1e-2), None, None) == ""
+    assert finding.level == "warning" and "learning_rate is 1e+30" in finding.text and "0.0003" in finding.change
+    assert said(TrainConfig(learning_rate=0.1), None, None) == ""
+    for name in ("near", "mid", "far"):
+        weights = torch.cat([p.detach().abs().flatten() for p in load_pair(name).student.parameters()])
+        assert MIDDLE_WEIGHT - 0.01 < float(weights.median()) < MIDDLE_WEIGHT
 
 
 @pytest.fixture

@@ -17,8 +17,10 @@ LARGE = 50_000_000
 PAPERS_RATE = PRESETS["paper"]["learning_rate"]
 HIGHEST_RATE, HIGHEST_RATE_OF_ADAPTERS = 1e-5, 1e-3
 """Learning rates of a large student from which a warning is due: all weights, and adapters alone."""
-HIGHEST_RATE_OF_ANY = 1e-2
-"""Of every student: AdamW changes each weight by about so much in a step, and weights are mostly smaller than 0.1."""
+HIGHEST_RATE_OF_ANY = 0.1
+"""Of every student. AdamW changes each weight by about the rate in a step."""
+MIDDLE_WEIGHT = 0.12
+"""Half of the weights of each shipped student that is trained are smaller than so much, but not than 0.11."""
 
 
 def settings_to_change(config: TrainConfig, weights: int | None, width: int | None = None) -> list[tuple[str, str]]:
@@ -50,8 +52,9 @@ def _found(config: TrainConfig, weights: int, width: int | None) -> Iterator[tup
         )
     elif config.learning_rate > HIGHEST_RATE_OF_ANY:
         yield (
-            f"{rate}: AdamW changes each weight by about as much in a step, and weights are mostly smaller than 0.1.",
-            f"Lower learning_rate to {HIGHEST_RATE_OF_ANY:g} or less; the preset tiny has {TrainConfig.learning_rate}.",
+            f"{rate}: AdamW changes each weight by about as much in a step, and half of the weights of the shipped "
+            f"students are smaller than {MIDDLE_WEIGHT:g}.",
+            f"Lower learning_rate; the preset tiny has {TrainConfig.learning_rate:g}.",
         )
     if large and config.teacher is not None and (tiny := _of_the_tiny_world(config)):
         yield (
