@@ -72,6 +72,12 @@ def test_a_reward_that_fails_on_a_response_of_the_card_is_refused(my_reward, tin
     assert "returned nan" in told(found, "refused", "reward") and not told(found, "warning", "divergence")
 
 
+def test_a_reward_that_fails_is_refused_where_no_card_can_be_measured(my_reward, tiny_config, tmp_path):
+    room = {"max_new_tokens": 100, "reward": my_reward("return {}['answer']")}  # for prompts, not for their prefixes
+    found = examined(tiny_config(tmp_path, **room), card_tokens=100)
+    assert "raised KeyError" in told(found, "refused", "reward") and found.card is None
+
+
 def test_a_reward_that_works_is_not_mentioned(my_reward, tiny_config, tmp_path):
     found = examined(tiny_config(tmp_path, reward=my_reward("return float(response == answer)")))
     assert not [f for f in found.findings if f.subject == "reward"] and found.status < 2
