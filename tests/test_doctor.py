@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.diagnostics import logprob_noise
 from tgpo_lab.doctor import diagnose as doctor
-from tgpo_lab.doctor import numeric_checks, pair_checks
+from tgpo_lab.doctor import numeric_checks, pair_checks, room_checks
 from tgpo_lab.doctor.diagnose import diagnose
 from tgpo_lab.errors import InputError
 from tgpo_lab.loop import requirements
@@ -356,10 +356,11 @@ def test_a_measurement_that_cuts_the_teachers_answers_says_so_and_nothing_of_rig
     short, whole = (diagnose(config, prompts=4, card_tokens=tokens, device="cpu") for tokens in (12, 80))
     told = [finding for finding in short.findings if finding.subject == "divergence"]
     assert "responses cut after 12 tokens" in told[0].text
-    assert "fill 12 of the 12 tokens" in told[1].text and told[1].change.endswith("card_tokens=80).")
+    assert "1.00 of the teacher's answers are longer than the 12 tokens after which this measurement" in told[1].text
+    assert "--card-tokens 80" in told[1].change
     for findings in (short.findings, whole.findings):
         assert not any("right in" in finding.text or "goes on to a right" in finding.text for finding in findings)
-    assert not any("cut after" in finding.text or "fill" in finding.text for finding in whole.findings)
+    assert not any("cut after" in finding.text or "longer than" in finding.text for finding in whole.findings)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +400,7 @@ def test_a_machine_too_small_for_its_offloaded_teachers_is_refused(examine, rand
     memory = namedtuple("memory", "total")
 
     def level(total: int, **changes) -> list[str]:
-        monkeypatch.setattr(doctor.psutil, "virtual_memory", lambda: memory(total))
+        monkeypatch.setattr(room_checks.psutil, "virtual_memory", lambda: memory(total))
         findings = examine(**large, **changes).findings
         return [f.level for f in findings if f.subject == "machine's memory"]
 
@@ -418,6 +419,6 @@ def test_a_machine_too_small_for_its_offloaded_teachers_is_refused(examine, rand
 
 def test_a_disk_that_is_too_small_is_refused(examine, monkeypatch):
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**5))
+    monkeypatch.setattr(room_checks.shutil, "disk_usage", lambda folder: usage(10**9, 0, 10**5))
     found = examine()
     assert found.status == 2 and "keep_checkpoints" in texts(found, "refused", "disk")

@@ -145,6 +145,18 @@ def test_an_architecture_with_unknown_logits_is_refused(pair, monkeypatch):
     check_projection(pair.student, "model")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_taken_for_an_unknown_architecture(pair, value):
+    weight = pair.student.get_output_embeddings().weight
+    before = weight.data.clone()
+    weight.data[5] = value
+    try:
+        with pytest.raises(InputError, match="The outputs of model on three tokens, in float32, are not finite"):
+            check_projection(pair.student, "model")
+    finally:
+        weight.data.copy_(before)
+
+
 def test_soft_caps_are_applied_as_in_the_models_own_forward_pass():
     from transformers import Gemma2Config, Gemma2ForCausalLM
 

@@ -44,7 +44,7 @@ def test_the_card_is_measured_again_on_fewer_prompts(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_readable_card_is_made_from_the_stored_one(name):
     card = card_of(name)
-    known = {field: card[field] for field in PairCard.__dataclass_fields__}
+    known = {field: card[field] for field in PairCard.__dataclass_fields__ if field in card}
     text = card_markdown(PairCard(**known), PAIR_RECIPES[name].summary)
     assert (DATA / "pairs" / name / "README.md").read_text() == text
 

@@ -178,6 +178,9 @@ class TrainConfig:
     """Decides prompts, samples and every other random choice."""
 
     def __post_init__(self) -> None:
+        for name in ("student", "teacher", "dataset"):
+            if getattr(self, name) is not None and not getattr(self, name).strip():
+                raise InputError(f"{name} is empty. Give a folder or a hub name, or leave it out for a shipped pair.")
         for item in fields(self):
             if item.type == "float" and not math.isfinite(getattr(self, item.name)):
                 raise InputError(f"{item.name} must be a finite number, but is {getattr(self, item.name)}.")

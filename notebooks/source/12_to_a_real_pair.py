@@ -414,8 +414,8 @@ for finding in found.findings:
         print(f"    → {finding.change}")
 
 # %% [markdown]
-# No line says REFUSED, so it can start (exit status 1). The doctor warns of what random weights are bound to show: a teacher that is no better than its student.
-# On a real pair the ones about right answers would be a reason to stop; an opening that is hard to find chooses the method;
+# No line says REFUSED, so it can start (exit status 1). The doctor warns of what random weights are bound to show: answers that never end, so that the limit cuts them.
+# On a real pair that asks for a larger limit; one about right answers would be a reason to stop; an opening that is hard to find chooses the method;
 # added tokens are for you to know.
 
 # %% [markdown]

@@ -36,8 +36,11 @@ def train_command(arguments: list[str]) -> int:
     choice, config = parse_training(arguments)
     from accelerate import PartialState  # here, so that --help does not wait for the imports
 
+    from ..doctor.settings_checks import warn_of_settings
     from ..training import train
 
+    if choice.resume is None:
+        warn_of_settings(config)
     result = train(config, resume=choice.resume is not None, show_progress=not choice.quiet)
     accuracy = result.metrics["accuracy"].dropna()
     is_first = PartialState().is_main_process

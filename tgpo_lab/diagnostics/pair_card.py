@@ -65,6 +65,10 @@ class PairCard:
     """The same by the number of tokens in the prefix."""
     prefixes_by_depth: dict[str, int]
     """How many prefixes were tried at each depth."""
+    student_cut: float | None = None
+    """Share of the student's sampled responses that were cut, and count as wrong; older cards do not have it."""
+    teacher_cut: float | None = None
+    """The same of the teacher's greedy responses."""
 
     def as_dict(self) -> dict:
         """Plain values, for JSON."""
@@ -123,6 +127,8 @@ def measure_pair(
         reliability=float(premise["teacher_right"].mean()),
         reliability_by_depth={str(depth): float(share) for depth, share in by_depth.mean().items()},
         prefixes_by_depth={str(depth): int(count) for depth, count in by_depth.count().items()},
+        student_cut=sampled.truncated,
+        teacher_cut=taught.truncated,
     )
 
 
@@ -205,6 +211,8 @@ def card_markdown(card: PairCard, summary: str = "") -> str:
         ("… by depth in tokens", ", ".join(f"{d}: {r:.2f}" for d, r in card.reliability_by_depth.items())),
         ("Length of a response, student / teacher", f"{card.student_length:.1f} / {card.teacher_length:.1f} tokens"),
     ]
+    if card.student_cut is not None and card.teacher_cut is not None:
+        rows.append(("Responses that were cut, student / teacher", f"{card.student_cut:.2f} / {card.teacher_cut:.2f}"))
     lines = [f"# Pair: {card.pair}", "", *([summary, ""] if summary else []), "| Measured | Value |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in rows]
     lines += ["", f"Measured on {card.prompts} held-out prompts."]

@@ -1,45 +1,35 @@
 """An examination before training: will this pair, with these prompts and this batch, work on this machine?
 
-    tgpo-lab doctor --student Qwen/Qwen2.5-Math-1.5B --teacher Qwen/Qwen3-4B --dataset openai/gsm8k …
+    tgpo-lab doctor --preset gpu-24gb --student Qwen/Qwen2.5-Math-1.5B --teacher Qwen/Qwen3-4B …
 
 takes the options of ``tgpo-lab train``. What cannot work is refused, what only may not is warned about. A refusal ends
 the examination where nothing further could be looked at. What a run itself requires is asked here by the same functions
 (:mod:`tgpo_lab.loop.requirements`, :mod:`tgpo_lab.runs`). The parts that compare or measure models are in
-:mod:`tgpo_lab.doctor.pair_checks` and :mod:`tgpo_lab.doctor.numeric_checks`.
+:mod:`tgpo_lab.doctor.pair_checks` and :mod:`tgpo_lab.doctor.numeric_checks`; settings, the reward,
+room and the run's folder have modules of their own.
 """
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
-import psutil
 import torch
 from datasets import Dataset
 from transformers import AutoConfig
 
-from ..byte_sizes import readable_bytes
 from ..config import TrainConfig
 from ..errors import InputError
-from ..loop.out_of_memory import OutOfMemoryError, told_while_loading
+from ..loop.out_of_memory import told_while_loading
 from ..loop.preparation import equip, load_as_in_run
-from ..loop.requirements import (
-    require_fitting_options,
-    require_packages,
-    require_prompts,
-    require_whole_adapters,
-)
+from ..loop.requirements import package_requirements, pair_requirements, require_prompts, require_whole_adapters
 from ..models.pairs import load_tokenizer, pair_paths, require_room
 from ..parallel.placement import usual_device
-from ..runs import check_resumable, latest_checkpoint, require_new_run
 from ..tasks.prompts import load_prompts, training_and_held_out
-from ..tasks.rewards import last_number
 from ..teachers.sources import open_cache
-from .diagnosis import Diagnosis
-from .memory_advice import Advice, memory_advice
-from .memory_estimate import USUAL_PROMPT, MemoryEstimate, checkpoint_bytes, estimate_memory, machine_bytes
+from .diagnosis import Diagnosis, ExaminationEnded
+from .memory_estimate import USUAL_PROMPT
 from .model_shape import Shape, shape_of
-from .numeric_checks import check_sampling, check_self_distillation
+from .numeric_checks import check_sampling, check_self_distillation, own_responses
 from .pair_checks import (
     check_chat_template,
     check_divergence,
@@ -48,10 +38,11 @@ from .pair_checks import (
     check_rows,
     check_tokenizers,
 )
+from .reward_checks import check_answers, check_reward
+from .room_checks import check_disk, check_machine, check_memory
+from .run_folder_checks import check_output, take_student
 from .server_checks import check_server
-
-NEARLY_FULL = 0.9
-"""Share of memory or disk from which a warning is due."""
+from .settings_checks import settings_to_change
 
 
 def diagnose(
@@ -80,13 +71,21 @@ def diagnose(
     device = torch.device(device or usual_device())
     found = Diagnosis()
     try:
-        require_possible_processes(config, processes, sharded)
-        require_packages(config, device)
-        require_prompts(config)
-        _check_output(found, config, resume)
-        _examine(found, config, prompts, card_tokens, device, available_memory, processes, sharded)
-    except (InputError, OutOfMemoryError) as error:
-        found.add("refused", "pair" if not found.findings else "run", str(error))
+        with found.refused_as("processes"):
+            require_possible_processes(config, processes, sharded)
+        with found.refused_as("measurement"):
+            require_possible_measurement(prompts, card_tokens)
+        for option, require in package_requirements(config, device):
+            with found.refused_as(option):
+                require()
+        with found.refused_as("prompts"):
+            require_prompts(config)
+        checkpoint = check_output(found, config, resume)
+        launch = (device, available_memory, processes, sharded)
+        with found.refused_as("run"):
+            _examine(found, config, prompts, card_tokens, *launch, checkpoint, resume)
+    except ExaminationEnded:
+        pass
     return found
 
 
@@ -99,45 +98,78 @@ def _examine(
     available_memory: int | None,
     processes: int,
     sharded: bool,
+    checkpoint: Path | None,
+    resume: bool,
 ) -> None:
-    if config.teacher is None:
-        student_path, teacher_path, own_prompts = pair_paths(config.student)
-    else:
-        student_path, teacher_path, own_prompts = config.student, config.teacher, None
-    tokenizers = load_tokenizer(student_path), load_tokenizer(teacher_path)
-    shared = check_tokenizers(found, tokenizers, (str(student_path), str(teacher_path)))
-    check_chat_template(found, config, *tokenizers)
+    with found.refused_as("pair"):
+        if config.teacher is None:
+            student_path, teacher_path, own_prompts = pair_paths(config.student)
+        else:
+            student_path, teacher_path, own_prompts = config.student, config.teacher, None
+        tokenizers = load_tokenizer(student_path), load_tokenizer(teacher_path)
+    with found.refused_as("tokenizers"):
+        shared = check_tokenizers(found, tokenizers, (str(student_path), str(teacher_path)))
+    with found.refused_as("chat template"):
+        check_chat_template(found, config, *tokenizers)
     shapes = _shapes(found, str(student_path), str(teacher_path))
+    known = (shapes[0].weights, shapes[0].hidden) if shapes is not None else (None, None)
+    for text, change in settings_to_change(config, *known):
+        found.add("warning", "settings", text, change)
     if shapes is not None:
-        _check_memory(found, config, shapes, device, available_memory, processes, sharded)
+        check_memory(found, config, shapes, device, available_memory, processes, sharded)
         if device.type == "cuda":
             here = min(processes, max(1, torch.cuda.device_count()))  # the others are on other machines
-            _check_machine(found, config, shapes, here, sharded)
-        _check_disk(found, config, shapes[0])
-    if found.status == 2:
+            check_machine(found, config, shapes, here, sharded)
+        check_disk(found, config, shapes[0])
+    # With another folder the run might start, but not with less memory or disk than it needs.
+    if any(finding.level == "refused" and finding.subject != "output" for finding in found.findings):
         return
     served = config.teacher_server is not None
-    with told_while_loading():
+    with found.refused_as("pair"), told_while_loading():
         pair = load_as_in_run(config, device)
-    require_fitting_options(config, pair, device)
+    for option, require in pair_requirements(config, pair, device):
+        with found.refused_as(option):
+            require()
     if not served:
-        open_cache(config, pair, keep=False)
+        with found.refused_as("teacher_cache"):
+            open_cache(config, pair, keep=False)
+    with found.refused_as("student"):
+        take_student(found, config, pair, checkpoint, device, resume=resume)
     check_rows(found, pair, shared)
-    check_ends(found, config, pair, tokenizers)
-    training, held_out = _check_prompts(found, config, pair, own_prompts)
+    with found.refused_as("end tokens"):
+        check_ends(found, config, pair, tokenizers)
+    with found.refused_as("prompts"):
+        training, held_out = _check_prompts(found, config, pair, own_prompts)
+    check_answers(found, config, [*training["answer"], *held_out["answer"]])
     few = held_out.select(range(min(prompts, len(held_out))))
     tokens = min(card_tokens, config.max_new_tokens)
+    rollouts = own_responses(config, pair, few["prompt"], tokens)
+    check_reward(found, config, rollouts.texts(pair.tokenizer), few["answer"])
     if served:
-        check_server(found, config, pair, tokenizers[1], few["prompt"])
+        with found.refused_as("teacher server"):
+            check_server(found, config, pair, tokenizers[1], few["prompt"])
     else:
         check_opening(found, pair, tokenizers[1], few["prompt"])
         # Measured together, the two are on one device: that with room for the teacher.
         pair.student.to(pair.teacher.device)
         check_divergence(found, config, pair, few, tokens)
         pair.student.to(device)
-    equip(config, pair)
-    check_self_distillation(found, config, pair, few["prompt"], tokens)
-    check_sampling(found, config, pair, few["prompt"], [*training["prompt"], *held_out["prompt"]], tokens)
+    # Adapters that were loaded are on the student already.
+    equip(config if checkpoint is None else config.with_changes(lora_rank=0, lora_merged=False), pair)
+    check_self_distillation(found, config, pair, rollouts)
+    with found.refused_as("sampling noise"):
+        check_sampling(found, config, pair, few["prompt"], [*training["prompt"], *held_out["prompt"]], tokens)
+
+
+def require_possible_measurement(prompts: int, card_tokens: int) -> None:
+    """Refuse a measurement on nothing.
+
+    Raises:
+        InputError: there are no prompts or no tokens to measure on.
+    """
+    for name, value in (("prompts", prompts), ("card_tokens", card_tokens)):
+        if value < 1:
+            raise InputError(f"{name} must be 1 or more, but is {value}.")
 
 
 def require_possible_processes(config: TrainConfig, processes: int, sharded: bool) -> None:
@@ -154,101 +186,12 @@ def require_possible_processes(config: TrainConfig, processes: int, sharded: boo
         require_whole_adapters(config)
 
 
-def _check_output(found: Diagnosis, config: TrainConfig, resume: bool) -> None:
-    directory = Path(config.output)
-    try:
-        if resume:
-            check_resumable(config, directory)
-            latest_checkpoint(directory)
-        else:
-            require_new_run(directory, keep=False)
-    except InputError as error:  # the pair can be looked at all the same
-        found.add("refused", "output", str(error))
-
-
 def _shapes(found: Diagnosis, student: str, teacher: str) -> tuple[Shape, Shape] | None:
     try:
         return tuple(shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False)) for path in (student, teacher))
     except (OSError, ValueError, AttributeError) as error:
         found.add("warning", "memory", f"The shapes of the models are not known ({error}), so nothing was estimated.")
         return None
-
-
-def _check_memory(
-    found: Diagnosis,
-    config: TrainConfig,
-    shapes: tuple[Shape, Shape],
-    device: torch.device,
-    available: int | None,
-    processes: int,
-    sharded: bool,
-) -> None:
-    cuda = device.type == "cuda"
-    if available is None:
-        available = torch.cuda.get_device_properties(device).total_memory if cuda else psutil.virtual_memory().total
-
-    def estimate(config: TrainConfig, processes: int, sharded: bool) -> MemoryEstimate:
-        return estimate_memory(
-            config, *shapes, prompt_tokens=USUAL_PROMPT, device=device, processes=processes, sharded=sharded,
-            card=available,
-        )  # fmt: skip
-
-    found.memory = estimate(config, processes, sharded)
-    parts = ", ".join(f"{name} {readable_bytes(size)}" for name, size in found.memory.parts.items())
-    each = f" on each of {processes} devices" if processes > 1 else ""
-    needed = f"{readable_bytes(found.memory.total)} of {readable_bytes(available)}{each}"
-    text = f"{needed}, with prompts of up to {USUAL_PROMPT} tokens: {parts}."
-    advice = []
-    if found.memory.total > NEARLY_FULL * available:
-        advice = memory_advice(
-            config, estimate, longest=USUAL_PROMPT + config.max_new_tokens, cuda=cuda, processes=processes,
-            sharded=sharded,
-        )  # fmt: skip
-    level, change = _fullness(found.memory.total, available, _advised(advice))
-    found.add(level, "memory", text, change)
-
-
-def _check_machine(
-    found: Diagnosis, config: TrainConfig, shapes: tuple[Shape, Shape], processes: int, sharded: bool
-) -> None:
-    parts = machine_bytes(config, *shapes, processes=processes, sharded=sharded)
-    if not parts:
-        return
-    needed, total = sum(parts.values()), psutil.virtual_memory().total
-    change = "Take a machine with more memory"
-    change += ", or --no-teacher-offload --teacher-server ADDRESS." if config.teacher_offload else "."
-    level, change = _fullness(needed, total, change)
-    named = ", ".join(f"{name} {readable_bytes(size)}" for name, size in parts.items())
-    whose = f"the {processes} processes" if processes > 1 else "the process"
-    compared = f"{readable_bytes(needed)} of {readable_bytes(total)}"
-    text = f"{compared}, beside the GPU's own, for {whose} on this machine: {named}."
-    found.add(level, "machine's memory", text, change)
-
-
-def _advised(advice: list[Advice]) -> str:
-    """One sentence or two; each option with what it saves alone."""
-    same, other = (
-        ", ".join(f"{a.text} ({readable_bytes(a.saves)} less)" for a in advice if a.another_run == another)
-        for another in (False, True)
-    )
-    sentences = [f"Any of {same}." if same else "", f"Or, for another run, {other}." if other else ""]
-    return " ".join(filter(None, sentences)) or "Take smaller models, or a device with more memory."
-
-
-def _check_disk(found: Diagnosis, config: TrainConfig, student: Shape) -> None:
-    one = checkpoint_bytes(config, student)
-    written = -(-config.steps // config.checkpoint_every) + 1
-    # A new one is whole before an old one is removed.
-    count = min(written, config.keep_checkpoints + 1) if config.keep_checkpoints else written
-    folder = next(p for p in [Path(config.output).absolute(), *Path(config.output).absolute().parents] if p.exists())
-    free = shutil.disk_usage(folder).free
-    level, change = _fullness(one * count, free, "Lower keep_checkpoints, or give another output folder.")
-    found.add(
-        level,
-        "disk",
-        f"{count} checkpoints of {readable_bytes(one)} need {readable_bytes(one * count)} of {readable_bytes(free)}.",
-        change,
-    )
 
 
 def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Path | None) -> tuple[Dataset, Dataset]:
@@ -263,9 +206,6 @@ def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Pat
     everything = [*training["prompt"], *held_out["prompt"]]
     lengths = sorted(len(ids) for ids in pair.encode(everything))
     require_room(pair, everything, config.max_new_tokens)
-    if config.reward == "last_number":
-        for answer in [*training["answer"], *held_out["answer"]]:
-            last_number("", answer)
     text = (
         f"{len(training)} to train on and {len(held_out)} held out; {lengths[len(lengths) // 2]} tokens in the middle, "
         f"{lengths[-1]} at most, and room for {config.max_new_tokens} more."
@@ -284,9 +224,3 @@ def _check_prompts(found: Diagnosis, config: TrainConfig, pair, own_prompts: Pat
             "Lower prompts_per_step or give more prompts.",
         )  # fmt: skip
     return training, held_out
-
-
-def _fullness(needed: int, available: int, change: str) -> tuple[str, str]:
-    if needed > available:
-        return "refused", change
-    return ("warning", change) if needed > NEARLY_FULL * available else ("ok", "")

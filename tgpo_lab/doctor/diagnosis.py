@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 from ..diagnostics.pair_card import PairCard, card_markdown
+from ..errors import InputError
+from ..loop.out_of_memory import OutOfMemoryError
 from .memory_estimate import MemoryEstimate
 
 LEVELS = ("ok", "warning", "refused")
+
+
+class ExaminationEnded(Exception):
+    """Something was refused without which nothing further can be looked at."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,25 @@ class Diagnosis:
     findings: list[Finding] = field(default_factory=list)
     memory: MemoryEstimate | None = None
     card: PairCard | None = None
+    run_finished: bool = False
+    """Whether the run that was to go on has made all its steps."""
 
     def add(self, level: Literal["ok", "warning", "refused"], subject: str, text: str, change: str = "") -> None:
         """Add a finding."""
         self.findings.append(Finding(level, subject, text, change))
+
+    @contextmanager
+    def refused_as(self, subject: str) -> Iterator[None]:
+        """What is refused in this block is a finding about ``subject``, and the last one.
+
+        Raises:
+            ExaminationEnded: something was.
+        """
+        try:
+            yield
+        except (InputError, OutOfMemoryError) as error:
+            self.add("refused", subject, str(error))
+            raise ExaminationEnded from error
 
     @property
     def status(self) -> int:
@@ -62,5 +85,7 @@ class Diagnosis:
             lines += ["", card_markdown(self.card).rstrip()]
         counts = {level: sum(f.level == level for f in self.findings) for level in LEVELS}
         verdict = ("This run can start.", "This run can start; see the warnings.", "This run cannot work.")[self.status]
+        if self.run_finished and self.status < 2:
+            verdict = "This run is finished."
         lines += ["", f"{verdict} {counts['ok']} ok, {counts['warning']} warnings, {counts['refused']} refused."]
         return "\n".join(lines)

@@ -29,12 +29,9 @@ OWN, COMPILED, VLLM = "Own sampling", "Compiled decoding", "vLLM"
 """The ways in which a run may sample."""
 
 
-def check_self_distillation(
-    found: Diagnosis, config: TrainConfig, pair: Pair, prompts: Sequence[str], max_new_tokens: int
-) -> None:
+def check_self_distillation(found: Diagnosis, config: TrainConfig, pair: Pair, rollouts: Rollouts) -> None:
     """The student as its own teacher, on responses of its own."""
     autocast = functools.partial(products_in, config.precision, pair.student.device)
-    rollouts = _sampled(OwnEngine(pair.student), config, pair, prompts, max_new_tokens)
     noise = self_distillation_noise(pair, pair.student, rollouts, autocast, config.micro_batch_tokens)
     _judge(
         found, "self-distillation", noise, f"The student as its own teacher: |log πθ − log πT| is {_said(noise)}.",
@@ -105,6 +102,11 @@ def check_sampling(
 
 _PRECISION = "precision float32"
 _WITHOUT = {VLLM: "set engine to own", COMPILED: "set compile_decoding to false"}
+
+
+def own_responses(config: TrainConfig, pair: Pair, prompts: Sequence[str], max_new_tokens: int) -> Rollouts:
+    """One response of the student to each prompt, sampled by the loop's own engine."""
+    return _sampled(OwnEngine(pair.student), config, pair, prompts, max_new_tokens)
 
 
 def _sampled(engine: Engine, config: TrainConfig, pair: Pair, prompts: Sequence[str], max_new_tokens: int) -> Rollouts:

@@ -23,8 +23,10 @@ NAMED = 8
 FAR_OPENING, RELIABLE, OFTEN_REJECTED = -6.0, 0.5, 0.3
 """A teacher's opening less probable than e⁻⁶ is hardly ever sampled; a teacher right on fewer than half of the
 student's prefixes is a poor guide; above that share of rejected tokens reverse KL mostly says no."""
-MOSTLY_CUT = 0.75
-"""Mean length of the teacher's answers, as a share of where a measurement cuts them, from which most are cut."""
+MOSTLY_CUT = 0.5
+"""Share of the teacher's answers that were cut, from which figures of right answers say nothing."""
+OFTEN_CUT = 0.2
+"""The same share from which a run's own limit is too low."""
 
 
 def check_tokenizers(
@@ -156,7 +158,10 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
             rejection_threshold=config.rejection_threshold, seed=config.seed,
         )  # fmt: skip
     except InputError as error:
-        found.add("warning", "divergence", f"It was not measured: {error}")
+        if f"The reward {config.reward} " in str(error):  # of the user's own: training would end with it as well
+            found.add("refused", "reward", str(error))
+        else:
+            found.add("warning", "divergence", f"It was not measured: {error}")
         return
     found.card = card
     figures = (
@@ -166,12 +171,17 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
     )
     cut = f", responses cut after {max_new_tokens} tokens" if max_new_tokens < config.max_new_tokens else ""
     found.add("ok", "divergence", f"On {card.prompts} prompts{cut}: {figures}.")
-    mostly_cut = bool(cut) and card.teacher_length > MOSTLY_CUT * max_new_tokens
+    mostly_cut = card.teacher_cut >= MOSTLY_CUT
+    if cut:
+        by_whom = "this measurement cuts them, so what is said here of right answers says nothing"
+        longer = f"Measure whole answers: --card-tokens {config.max_new_tokens} (in Python card_tokens)."
+    else:
+        by_whom = "the run cuts them, and an answer that is cut counts as wrong"
+        longer = f"Give a larger max_new_tokens: --max-new-tokens {2 * max_new_tokens} or more."
     for bad, text, change in (
-        (mostly_cut,
-         f"The teacher's answers fill {card.teacher_length:.0f} of the {max_new_tokens} tokens after which this "
-         "measurement cuts them, so what is said here of right answers says nothing.",
-         f"From Python: tgpo_lab.diagnose(config, card_tokens={config.max_new_tokens})."),
+        (card.teacher_cut >= (MOSTLY_CUT if cut else OFTEN_CUT),
+         f"{card.teacher_cut:.2f} of the teacher's answers are longer than the {max_new_tokens} tokens after which "
+         f"{by_whom}.", longer),
         (not mostly_cut and card.teacher_accuracy <= card.student_accuracy,
          f"The teacher is right in {card.teacher_accuracy:.2f} of its answers, the student in "
          f"{card.student_accuracy:.2f}.", "Look at its answers, the prompt format and the reward before its logits."),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from transformers import PreTrainedModel
 
@@ -12,6 +15,21 @@ from ..models.lora import require_peft
 from ..models.pairs import Pair
 from ..sampling.engine import require_engine
 from ..sampling.vllm_engine import require_vllm
+
+Requirement = tuple[str, Callable[[], None]]
+"""The option of a run that asks for it, and what raises InputError where it does not hold."""
+
+
+def package_requirements(config: TrainConfig, device: torch.device) -> list[Requirement]:
+    """What this run needs of packages and of the student's device."""
+    found: list[Requirement] = []
+    if config.lora_rank:
+        found.append(("lora_rank", require_peft))
+    if config.engine == "vllm":
+        found.append(("engine", require_vllm))
+    if config.fused_kernels:
+        found.append(("fused_kernels", partial(require_fused_kernels, device)))
+    return found
 
 
 def require_packages(config: TrainConfig, device: torch.device) -> None:
@@ -24,12 +42,8 @@ def require_packages(config: TrainConfig, device: torch.device) -> None:
     Raises:
         InputError: names the option, and how the package is installed.
     """
-    if config.lora_rank:
-        require_peft()
-    if config.engine == "vllm":
-        require_vllm()
-    if config.fused_kernels:
-        require_fused_kernels(device)
+    for _, require in package_requirements(config, device):
+        require()
 
 
 def require_prompts(config: TrainConfig) -> None:
@@ -58,6 +72,25 @@ def require_whole_adapters(config: TrainConfig) -> None:
         )
 
 
+def pair_requirements(config: TrainConfig, pair: Pair, device: torch.device) -> list[Requirement]:
+    """What this run's options need of its pair, loaded, and of the device that the student has in the run."""
+    return [
+        ("guidance_top_k", partial(_require_tokens, config, pair)),
+        *(
+            ("fused_kernels", partial(require_known_to_liger, model, name))
+            for model, name in fused_models(config, pair)
+        ),
+        ("engine", partial(require_engine, config, pair.student, device)),
+    ]
+
+
+def _require_tokens(config: TrainConfig, pair: Pair) -> None:
+    if config.method.top_k > pair.vocabulary_size:
+        raise InputError(
+            f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
+        )
+
+
 def require_fitting_options(config: TrainConfig, pair: Pair, device: torch.device) -> None:
     """Refuse options of a run that this pair cannot have.
 
@@ -70,13 +103,8 @@ def require_fitting_options(config: TrainConfig, pair: Pair, device: torch.devic
         InputError: more guiding tokens than the pair has, an architecture that Liger or compiled decoding does not
             know, a student that vLLM cannot follow.
     """
-    if config.method.top_k > pair.vocabulary_size:
-        raise InputError(
-            f"guidance_top_k ({config.method.top_k}) cannot exceed the tokens of the pair ({pair.vocabulary_size})."
-        )
-    for model, name in fused_models(config, pair):
-        require_known_to_liger(model, name)
-    require_engine(config, pair.student, device)
+    for _, require in pair_requirements(config, pair, device):
+        require()
 
 
 def fused_models(config: TrainConfig, pair: Pair) -> list[tuple[PreTrainedModel, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Literal
@@ -49,6 +50,21 @@ def surrogate_loss(
         positions.logprobs, positions.behaviour_logprobs, advantages, mask, clip_low, clip_high, normalizer,
         positions.importance_weights,
     )  # fmt: skip
+
+
+def require_clip(clip_low: float, clip_high: float) -> None:
+    """Refuse bounds of the ratio that are none.
+
+    Raises:
+        InputError: clip_low is not from 0 to 1 or inf, or clip_high below 0.
+    """
+    if not (0 <= clip_low <= 1 or clip_low == math.inf):
+        raise InputError(
+            f"clip_low must be from 0 to 1, or inf for no lower bound, but is {clip_low}: the ratio is held above 1 − "
+            "clip_low, and is never below 0."
+        )
+    if not clip_high >= 0:
+        raise InputError(f"clip_high must be 0 or more, but is {clip_high}.")
 
 
 @dataclass(frozen=True)

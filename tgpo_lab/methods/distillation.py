@@ -9,7 +9,7 @@ from ..batch import Batch
 from ..errors import InputError
 from ..losses import generalized_jsd, kdrl_loss, negative_log_likelihood, reverse_kl, reverse_kl_advantage
 from ..schedules import LinearDecay, Schedule
-from .base import Method, Term, Traces, register, surrogate_loss
+from .base import Method, Term, Traces, register, require_clip, surrogate_loss
 from .grpo import GRPO, spread
 
 
@@ -48,9 +48,7 @@ class ReverseKLPolicyGradient(Method):
     """The ratio is held below 1 + clip_high where the advantage is positive."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_low", "clip_high"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
+        require_clip(self.clip_low, self.clip_high)
 
     def terms(self, batch: Batch, step: int) -> list[Term]:
         mask = batch.student_mask

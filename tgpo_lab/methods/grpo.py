@@ -12,7 +12,7 @@ from torch import Tensor
 from ..batch import Batch
 from ..errors import InputError
 from ..losses import entropy, group_advantages, luffy_off_policy_loss, masked_sum
-from .base import Method, Term, Traces, register, surrogate_loss
+from .base import Method, Term, Traces, register, require_clip, surrogate_loss
 
 
 def spread(values: Tensor, batch: Batch) -> Tensor:
@@ -40,9 +40,9 @@ class GRPO(Method):
     """Weight of the mean entropy that is added to the objective."""
 
     def __post_init__(self) -> None:
-        for name in ("clip_low", "clip_high", "entropy_bonus"):
-            if not getattr(self, name) >= 0:
-                raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
+        require_clip(self.clip_low, self.clip_high)
+        if not self.entropy_bonus >= 0:
+            raise InputError(f"entropy_bonus must be 0 or more, but is {self.entropy_bonus}.")
 
     @property
     def needs_rewards_in_groups(self) -> bool:

@@ -87,10 +87,18 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
     """Compare :func:`project_to_vocabulary` with the model's own logits on three tokens.
 
     Raises:
-        InputError: the architecture treats its logits in a way this module does not know.
+        InputError: the model's outputs are not finite, or the architecture treats its logits in a way this module does
+            not know.
     """
     tokens = torch.tensor([[1, 2, 3]], device=model.device)
     own = model(tokens, use_cache=False).logits.float()
+    # −∞ is how some mark rows that are no tokens. NaN differs from itself, which would look like another architecture.
+    if own.isnan().any() or own.isposinf().any():
+        raise InputError(
+            f"The outputs of {name} on three tokens, in {str(model.dtype).removeprefix('torch.')}, are not finite: its "
+            "weights are damaged, or the precision is too small for them. Copy or train the checkpoint again, or set "
+            "precision float32."
+        )
     ours = project_to_vocabulary(model, model.base_model(tokens, use_cache=False).last_hidden_state)
     if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
         raise InputError(

@@ -1,0 +1,65 @@
+"""The doctor's look at the folder of a run: whether a new one can have it, and where one that goes on stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..checkpoints import read_state
+from ..config import TrainConfig
+from ..errors import InputError
+from ..models.lora import load_adapters
+from ..models.pairs import Pair, load_model
+from ..runs import check_resumable, latest_checkpoint, require_new_run
+from .diagnosis import Diagnosis
+
+
+def check_output(found: Diagnosis, config: TrainConfig, resume: bool) -> Path | None:
+    """The newest checkpoint of a run that is to go on; None for a new run, or where it cannot go on.
+
+    Nothing ends here: the pair can be looked at all the same.
+    """
+    directory = Path(config.output)
+    try:
+        if not resume:
+            require_new_run(directory, keep=False)
+            return None
+        check_resumable(config, directory)
+        checkpoint = latest_checkpoint(directory)
+    except InputError as error:
+        found.add("refused", "output", str(error))
+        return None
+    step = read_state(checkpoint).step
+    if step >= config.steps:
+        found.run_finished = True
+        found.add(
+            "warning", "output", f"The run in {directory} is finished: its newest checkpoint is of step {step} of "
+            f"{config.steps}.", "To go on with it, give more --steps.",
+        )  # fmt: skip
+    return checkpoint
+
+
+def take_student(
+    found: Diagnosis, config: TrainConfig, pair: Pair, checkpoint: Path | None, device: torch.device, *, resume: bool
+) -> None:
+    """Give a pair the student of a run that goes on, and say whose the figures are.
+
+    Args:
+        found: is added to.
+        config: the run.
+        pair: as loaded; its student is changed or replaced.
+        checkpoint: of the run; None leaves the student as it is.
+        device: of the student.
+        resume: whether a run is to go on at all.
+    """
+    if checkpoint is None:
+        if resume:
+            found.add("ok", "student", f"{config.student} itself is looked at, as it was before the run.")
+        return
+    if config.lora_rank:
+        load_adapters(pair.student, checkpoint)
+    else:
+        del pair.student  # before there is another: the device may have room for one
+        pair.student = load_model(checkpoint, torch.float32, device)
+    found.add("ok", "student", f"The run's newest is looked at: {checkpoint}.")
