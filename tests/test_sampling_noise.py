@@ -157,7 +157,7 @@ def test_a_vllm_that_refuses_the_run_is_the_sentence_of_training(
         raise ValueError(f"User-specified max_model_len ({max_model_len}) is too long.")
 
     monkeypatch.setattr(vllm.LLM, "__init__", short)
-    prompts = ["12+34+56+78="] + ["7+8="] * 9  # the first is trained on alone
+    prompts = ["12+34+56+78=", *(f"7+{n}=" for n in range(9))]  # the first is trained on alone
     rows = [json.dumps({"prompt": prompt, "answer": "15"}) + "\n" for prompt in prompts]
     (tmp_path / "train.jsonl").write_text("".join(rows))
     config = tiny_config(tmp_path, engine="vllm", student=str(untied_student), max_new_tokens=90, dataset=str(tmp_path))

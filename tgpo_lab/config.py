@@ -178,7 +178,7 @@ class TrainConfig:
     """Decides prompts, samples and every other random choice."""
 
     def __post_init__(self) -> None:
-        for name in ("student", "teacher", "dataset"):
+        for name in ("student", "teacher"):
             if getattr(self, name) is not None and not getattr(self, name).strip():
                 raise InputError(f"{name} is empty. Give a folder or a hub name, or leave it out for a shipped pair.")
         for item in fields(self):
@@ -227,7 +227,7 @@ class TrainConfig:
                 f"mini_batches ({self.mini_batches}) cannot exceed prompts_per_step ({self.prompts_per_step}): "
                 "a mini-batch holds whole groups."
             )
-        if self.dataset == "":
+        if self.dataset is not None and not self.dataset.strip():
             raise InputError("dataset is empty. Give a folder with train.jsonl or a hub name, or leave dataset out.")
         PromptColumns(self.prompt_column, self.answer_column, self.answer_after)  # checks them
         reward_function(self.reward)
