@@ -168,6 +168,8 @@ def commands_of_the_readme() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", commands_of_the_readme(), ids=" ".join)
 def test_the_readmes_commands_are_read_and_suit_their_students(words):
+    if "tensorboard" in words:
+        pytest.importorskip("tensorboard", reason="needs the extra tensorboard")
     choice, config = parse_training(parse_launch(words[1:])[1] if words[0] == "doctor" else words[1:], words[0])
     assert (choice.preset == "tiny") == (config.teacher is None)
     if config.teacher is not None:

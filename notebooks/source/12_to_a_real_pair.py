@@ -551,7 +551,7 @@ config = TrainConfig.preset(
 )  # fmt: skip
 train(config, show_progress=False)
 for path in sorted((work / "run").rglob("*")):
-    if path.is_file():
+    if path.is_file() and path.name != ".lock":
         print(path.relative_to(work / "run"))
 
 # %% [markdown]
