@@ -1,6 +1,7 @@
 """The doctor on runs that are there, on answers that are cut, on rewards of one's own; and what its lines are about."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -175,3 +176,15 @@ def test_how_much_is_measured_is_chosen_on_the_command_line(command, tmp_path, m
     assert status == 1 and "On 3 prompts, responses cut after 10 tokens" in printed and "--card-tokens 80" in printed
     status, printed, error = command("doctor", "--prompts=0")
     assert status == 2 and "prompts must be 1 or more, but is 0" in printed and not error
+
+
+def test_a_resume_is_examined_as_training_takes_it(tiny_config, tmp_path):
+    """A run that was killed before its first checkpoint begins again; fewer steps than are made are refused."""
+    config = tiny_config(tmp_path, steps=2)
+    train(config, show_progress=False)
+    fewer = examined(config.with_changes(steps=1), resume=True)
+    assert "has made 2 steps" in told(fewer, "refused", "output")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    anew = examined(config, resume=True)
+    assert not [f for f in anew.findings if f.level == "refused"] and not anew.run_finished

@@ -11,12 +11,13 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..models.lora import load_adapters
 from ..models.pairs import Pair, load_model
-from ..runs import check_resumable, latest_checkpoint, require_new_run
+from ..runs import check_resumable, require_new_run, resume_checkpoint
 from .diagnosis import Diagnosis
 
 
 def check_output(found: Diagnosis, config: TrainConfig, resume: bool) -> Path | None:
-    """The newest checkpoint of a run that is to go on; None for a new run, or where it cannot go on.
+    """The newest checkpoint of a run that is to go on; None for a new run, one that begins again
+    because it has none yet, or where it cannot go on.
 
     Nothing ends here: the pair can be looked at all the same.
     """
@@ -26,12 +27,14 @@ def check_output(found: Diagnosis, config: TrainConfig, resume: bool) -> Path | 
             require_new_run(directory, keep=False)
             return None
         check_resumable(config, directory)
-        checkpoint = latest_checkpoint(directory)
+        checkpoint = resume_checkpoint(directory, config.steps)
     except InputError as error:
         found.add("refused", "output", str(error))
         return None
+    if checkpoint is None:
+        return None
     step = read_state(checkpoint).step
-    if step >= config.steps:
+    if step == config.steps:
         found.run_finished = True
         found.add(
             "warning", "output", f"The run in {directory} is finished: its newest checkpoint is of step {step} of "
