@@ -8,6 +8,8 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
+import datasets
+import huggingface_hub.utils
 import pytest
 import torch
 
@@ -69,7 +71,8 @@ def test_the_help_of_measure_names_every_option(command):
     _, printed, _ = command("pairs", "measure", "--help")
     assert flags_in(printed) == {
         "help", "dataset", "dataset-config", "prompt-column", "answer-column", "answer-after", "prompt-template",
-        "chat-template", "system-prompt", "count", "max-new-tokens", "reward", "seed", "device", "precision", "output",
+        "chat-template", "chat-template-options", "system-prompt", "count", "max-new-tokens", "reward", "seed",
+        "device", "precision", "output",
     }  # fmt: skip
     assert "STUDENT" in printed.upper() and "TEACHER" in printed.upper()
 
@@ -223,6 +226,23 @@ def test_train_then_evaluate_then_resume(command, pair_flags, loaded, tmp_path):
     assert status == 0
     assert "step 3/3" in printed and "step 2/3" not in printed
     assert printed.endswith("The run is in run.\n")
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_hides_how_far_downloads_have_come(command, pair_flags, monkeypatch, quiet):
+    def downloading(name, config):
+        for bar in (datasets.utils.tqdm, huggingface_hub.utils.tqdm):
+            list(bar([1], desc="Downloading"))
+        raise ConnectionError("gone")
+
+    monkeypatch.setattr("tgpo_lab.tasks.prompts.load_dataset", downloading)
+    try:
+        flags = ["--quiet"] if quiet else []
+        status, _, error = command("train", *flags, *pair_flags[:4], "--dataset=some/name", "--output=run")
+    finally:
+        datasets.enable_progress_bars()
+        huggingface_hub.utils.enable_progress_bars()
+    assert status == 2 and error.count("Downloading") == (0 if quiet else 4)  # each bar at its beginning and end
 
 
 def test_evaluate_of_a_run_without_a_validation_split_asks_what_the_run_held_out(command, pair_flags, loaded, tmp_path):

@@ -266,6 +266,8 @@ def test_chat_templates_are_compared(examine, altered, random_pair, tmp_path):
     same = altered("teacher", templated(TEMPLATE))
     found = examine(student=student, teacher=same, chat_template=True)
     assert texts(found, "ok", "chat template").startswith("Both write '?…;:'")
+    found = examine(student=student, teacher=same, chat_template=True, chat_template_options=("thinking=false",))
+    assert texts(found, "warning", "chat template").startswith("The student's writes the same without thinking=false")
     shutil.rmtree(same)
     other = altered("teacher", templated(TEMPLATE.replace("?", "*")))
     found = examine(student=student, teacher=other, chat_template=True)

@@ -189,6 +189,33 @@ def test_a_response_that_did_not_end_is_not_taken(pair, vllm, monkeypatch):
         sampled(engine, pair)
 
 
+@pytest.mark.parametrize("error", [ValueError("bad request"), KeyError("row"), RuntimeError("CUDA error: unspecified")])
+def test_a_failure_within_vllm_is_one_sentence(pair, vllm, monkeypatch, error):
+    def failing(self, *arguments, **options):
+        raise error
+
+    engine = VLLMEngine(pair.student, max_length=40, precision="float32")
+    monkeypatch.setattr(vllm.LLM, "generate", failing)
+    with pytest.raises(RunError, match=rf"^vLLM failed while it sampled \({type(error).__name__}: .*\); checkpoints"):
+        sampled(engine, pair)
+    monkeypatch.setattr(vllm.LLM, "__init__", failing)
+    expected = InputError if isinstance(error, ValueError) else RunError
+    with pytest.raises(expected, match=r"^vLLM (does not start with|failed while it started)"):
+        VLLMEngine(pair.student, max_length=40, precision="float32")
+
+
+@pytest.mark.parametrize("text", ["CUDA out of memory", "[gloo/transport/tcp/pair.cc:1] Connection closed by peer"])
+def test_what_the_loop_tells_itself_is_left_to_it(pair, vllm, monkeypatch, text):
+    def failing(self, *arguments, **options):
+        raise RuntimeError(text)
+
+    engine = VLLMEngine(pair.student, max_length=40, precision="float32")
+    monkeypatch.setattr(vllm.LLM, "generate", failing)
+    with pytest.raises(RuntimeError) as caught:
+        sampled(engine, pair)
+    assert str(caught.value) == text
+
+
 def test_what_is_cached_of_older_weights_is_not_sampled_with(pair, vllm, monkeypatch):
     engine = VLLMEngine(pair.student, max_length=40, precision="float32")
     monkeypatch.setattr(vllm.LLM, "reset_prefix_cache", lambda self: False)

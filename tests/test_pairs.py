@@ -1,12 +1,14 @@
 """Pairs: what their models have room for."""
 
 import pytest
+import torch
+from huggingface_hub import utils as hub
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from tgpo_lab.diagnostics.pair_card import measure_pair
 from tgpo_lab.errors import InputError
 from tgpo_lab.evaluation import evaluate
-from tgpo_lab.models.pairs import load_pair, require_room
+from tgpo_lab.models.pairs import load_model, load_pair, require_room
 from tgpo_lab.tasks.prompts import load_prompts
 from tgpo_lab.training import train
 
@@ -84,3 +86,17 @@ def test_evaluating_and_measuring_are_refused_before_they_start(pair, limits, ra
     assert measure_pair(pair, prompts, max_new_tokens=5).prompts == 6
     with pytest.raises(InputError, match=r"prefix of up to 6 tokens.*\(6\) make 18, but the teacher"):
         measure_pair(pair, prompts, max_new_tokens=6)
+
+
+def test_loading_shows_no_bar_but_downloads_keep_theirs(random_pair, capsys):
+    hub.enable_progress_bars()
+    load_model(random_pair.student, torch.float32, None)
+    assert capsys.readouterr().err == ""
+    list(hub.tqdm([1], desc="Downloading"))
+    assert "Downloading" in capsys.readouterr().err
+    hub.disable_progress_bars()
+    try:
+        load_model(random_pair.student, torch.float32, None)
+        assert hub.are_progress_bars_disabled()  # as someone wanted it
+    finally:
+        hub.enable_progress_bars()

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.models.pairs import load_pair
-from tgpo_lab.tasks.prompt_format import PromptFormat, end_of_turn
+from tgpo_lab.tasks.prompt_format import PromptFormat
 from tgpo_lab.training import train
 
 # In words that the project's tokenizer knows: turns between ; and <eos>.
@@ -72,11 +72,40 @@ def test_special_tokens_are_not_added_twice(chatting, random_pair):
 def test_the_end_of_a_turn_ends_a_response(chatting, random_pair, tokenizer):
     mark = "</think>"
     student = chatting("student", TEMPLATE.replace("<eos>", mark))
-    assert end_of_turn(AutoTokenizer.from_pretrained(student)) == tokenizer.convert_tokens_to_ids(mark)
+    assert PromptFormat(True).end_of_turn(AutoTokenizer.from_pretrained(student)) == tokenizer.convert_tokens_to_ids(
+        mark
+    )
     chat = load_pair(student, random_pair.teacher, prompt_format=PromptFormat(True))
     assert chat.end_tokens == sorted([tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(mark)])
     assert load_pair(student, random_pair.teacher).end_tokens == [tokenizer.eos_token_id]  # plain: no turns
-    assert end_of_turn(AutoTokenizer.from_pretrained(chatting("teacher", TEMPLATE.replace("<eos>", ".")))) is None
+    assert (
+        PromptFormat(True).end_of_turn(
+            AutoTokenizer.from_pretrained(chatting("teacher", TEMPLATE.replace("<eos>", ".")))
+        )
+        is None
+    )
+
+
+def test_a_template_is_told_its_options(chatting, random_pair):
+    # As Qwen3's: false in place of the text "false" decides.
+    think = "{{ '' if enable_thinking is defined and enable_thinking is false else '<think>' }}{{ more }}"
+    student = chatting("student", TEMPLATE + think)
+
+    def read(*options: str) -> str:
+        form = PromptFormat(True, chat_template_options=options)
+        return form.text(load_pair(student, random_pair.teacher, prompt_format=form).tokenizer, "1")
+
+    assert read() == "?1;:<think>"
+    assert read("enable_thinking=false") == "?1;:"
+    assert read("enable_thinking=true", "more=a=b") == "?1;:<think>a=b"
+
+
+def test_the_end_of_a_turn_is_looked_for_with_the_options(chatting):
+    needs = "{% if style != 1 %}{{ raise_exception('style?') }}{% endif %}" + TEMPLATE
+    tokenizer = AutoTokenizer.from_pretrained(chatting("student", needs))
+    assert PromptFormat(True, chat_template_options=("style=1",)).end_of_turn(tokenizer) == tokenizer.eos_token_id
+    with pytest.raises(InputError, match="cannot be filled"):
+        PromptFormat(True).end_of_turn(tokenizer)
 
 
 def test_training_in_a_chat_starts_from_the_chat(chatting, tiny_config, tmp_path):
@@ -91,6 +120,11 @@ def test_what_cannot_work_is_refused(random_pair, chatting):
         PromptFormat(prompt_template="Solve:")
     with pytest.raises(InputError, match=r"system_prompt is a message of a chat. Set chat_template"):
         PromptFormat(system_prompt="Be brief.")
+    with pytest.raises(InputError, match=r"chat_template_options are of a chat template. Set chat_template"):
+        PromptFormat(chat_template_options=("a=1",))
+    for option in ("enable_thinking", "=1", "a b=1", "tokenize=true", "messages=1"):
+        with pytest.raises(InputError, match=rf"must be NAME=VALUE .* there is '{option}'"):
+            PromptFormat(True, chat_template_options=(option,))
     pair = load_pair(random_pair.student, random_pair.teacher, prompt_format=PromptFormat(True))
     with pytest.raises(InputError, match=rf"{random_pair.student} has no chat template"):
         pair.encode(["1"])

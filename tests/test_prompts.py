@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import datasets
 import pandas as pd
@@ -221,10 +222,51 @@ def test_whole_numbers_that_pandas_made_floats_are_integers(tmp_path):
         load_prompts(tmp_path)
 
 
-def test_a_prompt_as_chat_messages_says_what_to_do(tmp_path):
-    rows = [{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}]
-    Dataset.from_list(rows).to_parquet(tmp_path / "train.parquet")
-    with pytest.raises(InputError, match=r"Chat messages are not read: put the user's message .* set chat_template"):
+def as_parquet(folder, *rows) -> Path:
+    Dataset.from_list(list(rows)).to_parquet(folder / "train.parquet")
+    return folder
+
+
+def test_a_prompt_as_chat_messages_is_what_the_user_says(tmp_path):
+    # The schema of BytedTsinghua-SIA/DAPO-Math-17k and others: messages, and the answer within a column.
+    row = {"prompt": [{"content": "1+1=", "role": "user"}], "reward_model": {"ground_truth": "2", "style": "rule"}}
+    splits = load_prompts(as_parquet(tmp_path, row), answer_column="reward_model.ground_truth")
+    assert splits["train"].to_list() == [{"prompt": "1+1=", "answer": "2"}]
+    with pytest.raises(
+        InputError, match=r"Name one of its fields with answer_column, such as reward_model\.ground_tru"
+    ):
+        load_prompts(tmp_path, answer_column="reward_model")
+    with pytest.raises(InputError, match=r"under the key 'reward_model\.truth', but found the keys .*Name the column"):
+        load_prompts(tmp_path, answer_column="reward_model.truth")
+
+
+def test_a_column_with_a_dot_in_its_name_is_that_column(tmp_path):
+    row = {"prompt": "1+1=", "a.b": "2", "a": {"b": "3"}}
+    assert load_prompts(as_parquet(tmp_path, row), answer_column="a.b")["train"]["answer"] == ["2"]
+
+
+def test_the_system_message_of_messages_must_be_the_runs_own(tmp_path):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1="}]
+    as_parquet(tmp_path, {"prompt": messages, "answer": "2"})
+    assert load_prompts(tmp_path, system_prompt="Be brief.")["train"]["prompt"] == ["1+1="]
+    for own in (None, "Think."):
+        with pytest.raises(InputError, match=rf"row 0, 'prompt': the system message is 'Be brief.', but .* is {own!r}"):
+            load_prompts(tmp_path, system_prompt=own)
+
+
+@pytest.mark.parametrize(
+    ("roles", "named"),
+    [(["user", "assistant"], r"\['user', 'assistant'\]"), (["system"], "system"), (["user", "user"], "user")],
+)
+def test_messages_that_are_no_single_turn_are_refused(tmp_path, roles, named):
+    messages = [{"role": role, "content": "1+1="} for role in roles]
+    with pytest.raises(InputError, match=rf"one message of the user.*the roles \[?.*{named}.*prompt_column"):
+        load_prompts(as_parquet(tmp_path, {"prompt": messages, "answer": "2"}))
+
+
+def test_messages_without_text_are_refused(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"prompt": [{"role": "user", "content": [{"text": "?"}]}], "answer": "2"}')
+    with pytest.raises(InputError, match=r"line 1: expected text under the key 'prompt', but found prompt=\[\{'text'"):
         load_prompts(tmp_path)
 
 

@@ -16,11 +16,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from .errors import InputError
 from .files import write_json, write_text, written_folder
 from .parallel.sharding import like
+from .progress_bars import hide_bars_of_weights
 
 STATE_FILE, OPTIMIZER_FILE = "state.json", "optimizer.safetensors"
 PREFIX = "step-"
@@ -54,7 +54,7 @@ def save_checkpoint(
     """
     target = folder / f"{PREFIX}{state.step:06d}"
     with written_folder(target) as writing:
-        transformers_logging.disable_progress_bar()
+        hide_bars_of_weights()
         write_student(student, writing)
         tokenizer.save_pretrained(writing)
         save_file(optimizer, writing / OPTIMIZER_FILE)

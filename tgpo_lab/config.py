@@ -85,7 +85,8 @@ class TrainConfig:
     validation_split: str = "validation"
     """Name of its split to hold out; without one, the last of the training prompts."""
     prompt_column: str = "prompt"
-    """Column with the prompt text."""
+    """Column with the prompt: text, or the messages of a chat with one turn of the user. a.b is the field b of column
+    a, here and for answers."""
     answer_column: str = "answer"
     """Column with the right answer."""
     answer_after: str | None = None
@@ -95,7 +96,9 @@ class TrainConfig:
     chat_template: bool = False
     """Put prompts as the user's turn into the chat template of the student's tokenizer."""
     system_prompt: str | None = None
-    """System message of that chat; left out, what the template brings."""
+    """System message of that chat; left out, what the template brings. Prompts that are messages may begin with it."""
+    chat_template_options: tuple[str, ...] = ()
+    """What else the template is told: NAME=VALUE, with a value in JSON or as text; enable_thinking=false for Qwen3."""
     reward: str = "marked_answer"
     """How a response is judged: marked_answer (the integer after the last #), exact_match, last_number, math_verify
     (needs the extra math), or a function of yours as package.module:function, which has no time limit but its own."""
@@ -246,7 +249,7 @@ class TrainConfig:
     @property
     def prompt_format(self) -> PromptFormat:
         """How prompts are put before the models."""
-        return PromptFormat(self.chat_template, self.system_prompt, self.prompt_template)
+        return PromptFormat(self.chat_template, self.system_prompt, self.prompt_template, self.chat_template_options)
 
     @property
     def teacher_weights_device(self) -> str | None:
@@ -270,8 +273,8 @@ class TrainConfig:
         """What :func:`tgpo_lab.tasks.prompts.load_prompts` is to be told beside the dataset."""
         return {
             name: getattr(self, name)
-            for name in ("prompt_column", "answer_column", "answer_after", "dataset_config", "train_split",
-                         "validation_split")
+            for name in ("prompt_column", "answer_column", "answer_after", "system_prompt", "dataset_config",
+                         "train_split", "validation_split")
         }  # fmt: skip
 
     @classmethod
@@ -306,7 +309,7 @@ class TrainConfig:
             f.name: str(v) if isinstance(v := getattr(self.method, f.name), Schedule) else v
             for f in fields(self.method)
         }
-        values["trackers"] = list(self.trackers)  # as JSON has it
+        values |= {name: list(value) for name, value in values.items() if isinstance(value, tuple)}  # as JSON has it
         values["method"] = {"class": type(self.method).__name__, **options}
         return values
 
@@ -323,8 +326,7 @@ class TrainConfig:
         for item in fields(method):
             if isinstance(options.get(item.name), str) and "Schedule" in str(item.type):
                 options[item.name] = parse_schedule(options[item.name])
-        if "trackers" in values:
-            values["trackers"] = tuple(values["trackers"])
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         try:
             return cls(**values, method=method(**options))
         except TypeError as error:

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedTokenizerFast, Qwen3Config
-from transformers.utils import logging as transformers_logging
 
 from .files import write_text
 from .parallel.placement import usual_device
 from .precision import Precision, dtype_of
+from .progress_bars import hide_bars_of_weights
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def write_random_pair(
     Returns:
         The fields ``student``, ``teacher`` and ``dataset`` of a :class:`tgpo_lab.config.TrainConfig`.
     """
-    transformers_logging.disable_progress_bar()
+    hide_bars_of_weights()
     torch.manual_seed(0)
     vocabulary = {"<pad>": 0, "<unk>": 1, **{f"w{i}": i for i in range(2, pair.vocabulary_size)}}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

@@ -54,6 +54,8 @@ class EvaluateOptions:
     """Put prompts into the chat template of the student's tokenizer. Of a run, its own choice is used."""
     system_prompt: str | None = None
     """System message of that chat."""
+    chat_template_options: tuple[str, ...] = ()
+    """What else the template is told: NAME=VALUE, with a value in JSON or as text; enable_thinking=false for Qwen3."""
     count: int | None = None
     """The first so many prompts; all if left out."""
     temperature: float = 0.0
@@ -129,7 +131,9 @@ def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, Trai
     where = {"device": device, "dtype": dtype, "student_dtype": dtype,
              "teacher_device": None if options.model == "teacher" else "meta"}  # fmt: skip
     if config is None:
-        form = PromptFormat(options.chat_template, options.system_prompt, options.prompt_template)
+        form = PromptFormat(
+            options.chat_template, options.system_prompt, options.prompt_template, options.chat_template_options
+        )
         pair = load_pair(options.student, options.teacher, prompt_format=form, **where)
         return pair, pair.student if options.model == "student" else pair.teacher, None
     where["device"] = "cpu"  # the student before training, which the trained one replaces
@@ -149,6 +153,7 @@ def _prompts(options: EvaluateOptions, pair: Pair, config: TrainConfig | None) -
             options.prompt_column,
             options.answer_column,
             answer_after=options.answer_after,
+            system_prompt=options.system_prompt if config is None else config.system_prompt,
             dataset_config=options.dataset_config,
         )  # fmt: skip
     elif config is not None and config.dataset is not None:

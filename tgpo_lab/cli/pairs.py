@@ -46,6 +46,7 @@ def measure(
     prompt_template: str = "{prompt}",
     chat_template: tyro.conf.FlagCreatePairsOff[bool] = False,
     system_prompt: str | None = None,
+    chat_template_options: tuple[str, ...] = (),
     count: int = 128,
     max_new_tokens: int = 80,
     reward: str = "marked_answer",
@@ -67,6 +68,7 @@ def measure(
         prompt_template: Text around every prompt; {prompt} stands for it.
         chat_template: Put prompts into the chat template of the student's tokenizer.
         system_prompt: System message of that chat.
+        chat_template_options: What else the template is told, as NAME=VALUE: enable_thinking=false for Qwen3.
         count: Number of prompts.
         max_new_tokens: Responses are cut after so many tokens.
         reward: How a response is judged, as in training: marked_answer, last_number, package.module:function, …
@@ -80,13 +82,14 @@ def measure(
             raise InputError(f"{name} must be 1 or more, but is {value}.")
     reward_function(reward)
     where, dtype = require_device(device or usual_device()), dtype_of(precision)
-    form = PromptFormat(chat_template, system_prompt, prompt_template)
+    form = PromptFormat(chat_template, system_prompt, prompt_template, chat_template_options)
     pair = load_pair(student, teacher, device=where, dtype=dtype, student_dtype=dtype, prompt_format=form)
     splits = None
     if dataset is not None:
         splits = load_prompts(
-            dataset, prompt_column, answer_column, answer_after=answer_after, dataset_config=dataset_config
-        )
+            dataset, prompt_column, answer_column, answer_after=answer_after, system_prompt=system_prompt,
+            dataset_config=dataset_config,
+        )  # fmt: skip
     prompts = splits["test" if "test" in splits else "train"] if splits is not None else pair_prompts(pair, "test")
     prompts = prompts.select(range(min(count, len(prompts))))
     require_room_to_measure(pair, prompts, max_new_tokens)  # before a folder is made

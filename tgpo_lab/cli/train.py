@@ -28,7 +28,7 @@ class Choice:
     resume: Path | None = None
     """Go on with the run in this folder; its own configuration is used."""
     quiet: bool = False
-    """No progress bar."""
+    """No progress bars, of downloads neither."""
 
 
 def train_command(arguments: list[str]) -> int:
@@ -37,8 +37,11 @@ def train_command(arguments: list[str]) -> int:
     from accelerate import PartialState  # here, so that --help does not wait for the imports
 
     from ..doctor.settings_checks import warn_of_settings
+    from ..progress_bars import hide_bars_of_downloads
     from ..training import train
 
+    if choice.quiet:
+        hide_bars_of_downloads()
     if choice.resume is None:
         warn_of_settings(config)
     result = train(config, resume=choice.resume is not None, show_progress=not choice.quiet)
@@ -130,7 +133,7 @@ def _description(choice: Choice, purpose: str) -> str:
         f"  --preset NAME          {' or '.join(PRESETS)} (now: {choice.preset})\n"
         f"  --method NAME          one of the methods (now: {choice.method})\n"
         "  --resume FOLDER        go on with the run in that folder\n"
-        "  --quiet                no progress bar\n\n"
+        "  --quiet                no progress bars, of downloads neither\n\n"
         f"Methods:\n{methods}\n\n"
         'Schedules are written as in Python: "LinearDecay(0.02, 0.0002)", "Constant(0.02)",\n'
         '"Trapezoid(0.02, 50, 100)", "UntilAgreement(0.02)".'

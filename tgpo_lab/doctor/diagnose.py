@@ -154,8 +154,7 @@ def _examine(
         pair.student.to(pair.teacher.device)
         check_divergence(found, config, pair, few, tokens)
         pair.student.to(device)
-    # Adapters that were loaded are on the student already.
-    equip(config if checkpoint is None else config.with_changes(lora_rank=0, lora_merged=False), pair)
+    equip(config, pair, begins=checkpoint is None)
     check_self_distillation(found, config, pair, rollouts)
     with found.refused_as("sampling noise"):
         check_sampling(found, config, pair, few["prompt"], [*training["prompt"], *held_out["prompt"]], tokens)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from datasets import Dataset
@@ -83,6 +84,14 @@ def check_chat_template(
         found.add("ok", "chat template", text)
         return
     ours = config.prompt_format.text(student, "…")
+    if config.chat_template_options and ours == replace(config.prompt_format, chat_template_options=()).text(
+        student, "…"
+    ):
+        found.add(
+            "warning", "chat template",
+            f"The student's writes the same without {', '.join(config.chat_template_options)}.",
+            "Look for the option's name in the template, or leave chat_template_options out.",
+        )  # fmt: skip
     try:
         theirs = config.prompt_format.text(teacher, "…")
     except InputError:

@@ -9,8 +9,8 @@ import torch
 from ..checkpoints import read_state
 from ..config import TrainConfig
 from ..errors import InputError
-from ..models.lora import load_adapters
-from ..models.pairs import Pair, load_model
+from ..loop.preparation import take_checkpoint
+from ..models.pairs import Pair
 from ..runs import check_resumable, require_new_run, resume_checkpoint
 from .diagnosis import Diagnosis
 
@@ -60,9 +60,5 @@ def take_student(
         if resume:
             found.add("ok", "student", f"{config.student} itself is looked at, as it was before the run.")
         return
-    if config.lora_rank:
-        load_adapters(pair.student, checkpoint)
-    else:
-        del pair.student  # before there is another: the device may have room for one
-        pair.student = load_model(checkpoint, torch.float32, device)
+    take_checkpoint(config, pair, checkpoint, device)
     found.add("ok", "student", f"The run's newest is looked at: {checkpoint}.")

@@ -77,18 +77,35 @@ def load_as_in_run(config: TrainConfig, device: torch.device) -> Pair:
     )  # fmt: skip
 
 
-def equip(config: TrainConfig, pair: Pair, checkpoint: Path | None = None) -> None:
+def take_checkpoint(config: TrainConfig, pair: Pair, checkpoint: Path, device: torch.device) -> None:
+    """Give a pair as loaded the student of a run's checkpoint: its adapters, or all of it.
+
+    Args:
+        config: the run.
+        pair: its student is changed or replaced.
+        checkpoint: of the run.
+        device: of the student.
+
+    Raises:
+        InputError: the checkpoint is damaged.
+    """
+    if config.lora_rank:
+        load_adapters(pair.student, checkpoint)
+    else:
+        del pair.student  # before there is another: the device may have room for one
+        pair.student = load_model(checkpoint, torch.float32, device)
+
+
+def equip(config: TrainConfig, pair: Pair, *, begins: bool = True) -> None:
     """Change a loaded pair's models into those that compute in the run: adapters, fused layers, recomputation.
 
     Args:
         config: the run.
         pair: its models are changed in place.
-        checkpoint: whose adapters the student gets; left out, new ones.
+        begins: the run has no checkpoint yet, so adapters are new; otherwise the student has them.
     """
     student = pair.student
-    if config.lora_rank and checkpoint is not None:
-        load_adapters(student, checkpoint)
-    elif config.lora_rank:
+    if config.lora_rank and begins:
         add_adapters(student, config.lora_rank, config.lora_alpha, config.seed)
     for model, name in fused_models(config, pair):
         fuse_layers(model, name)
@@ -140,10 +157,9 @@ def prepare(
     if not resume:
         processes.first_alone(hold)
         processes.first_alone(start_run, config, prompts)
-    elif checkpoint is not None and not config.lora_rank:
-        del pair.student  # before there is another: the device may have room for one
-        pair.student = load_model(checkpoint, torch.float32, device)
-    equip(config, pair, checkpoint)
+    elif checkpoint is not None:
+        take_checkpoint(config, pair, checkpoint, device)
+    equip(config, pair, begins=checkpoint is None)
     student = pair.student
     if processes.sharded:
         shard(student)

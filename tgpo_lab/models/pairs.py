@@ -19,13 +19,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.utils import CONFIG_NAME
-from transformers.utils import logging as transformers_logging
 
 from ..allocation_errors import is_out_of_memory
 from ..errors import InputError
 from ..files import require_name
 from ..parallel.placement import require_device
-from ..tasks.prompt_format import PLAIN, PromptFormat, end_of_turn
+from ..progress_bars import hide_bars_of_weights
+from ..tasks.prompt_format import PLAIN, PromptFormat
 from .lora import CONFIGURATION
 from .policy import check_projection
 from .positions import set_positions
@@ -183,7 +183,7 @@ def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat) -> list[int]:
     """Ids that end a response of one model: those that it names and, in a chat, the end of the assistant's turn."""
-    turn = end_of_turn(tokenizer) if prompt_format.chat_template and tokenizer.chat_template else None
+    turn = prompt_format.end_of_turn(tokenizer) if prompt_format.chat_template and tokenizer.chat_template else None
     return sorted({*named_end_tokens(model, tokenizer), *([] if turn is None else [turn])})
 
 
@@ -236,7 +236,7 @@ def load_model(
     Raises:
         InputError: nothing there, a damaged file, or an architecture that is not a causal model.
     """
-    transformers_logging.disable_progress_bar()  # downloads keep theirs
+    hide_bars_of_weights()
     if (Path(path) / CONFIGURATION / CONFIG_NAME).is_file():
         options = {"config": _configuration(Path(path) / CONFIGURATION), **options}
     try:

@@ -140,7 +140,7 @@ class Processes:
         except RunError:
             raise
         except RuntimeError as error:
-            if self.number == 1 or not _is_lost_connection(error):
+            if self.number == 1 or not is_lost_connection(error):
                 raise
             raise self._lost(error) from error
 
@@ -209,6 +209,6 @@ def _first_sentence(text: str) -> str:
     return textwrap.shorten(re.split(r"\.(?:\s|$)", said)[0], 120, placeholder=" …")
 
 
-def _is_lost_connection(error: RuntimeError) -> bool:
+def is_lost_connection(error: RuntimeError) -> bool:
     """Of NCCL and of the store where processes meet it is an error of its own type, of gloo a text alone."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

@@ -26,7 +26,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..allocation_errors import is_out_of_memory
 from ..errors import InputError, RunError
+from ..parallel.processes import is_lost_connection
 from ..parallel.sharding import whole
 from ..rollouts import Rollouts
 
@@ -99,6 +101,7 @@ class VLLMEngine:
 
         Raises:
             InputError: vLLM is missing, of another version, or cannot run this student here.
+            RunError: it failed in another way.
         """
         require_vllm()
         self.device = student.device
@@ -113,27 +116,28 @@ class VLLMEngine:
         # each would take cuda:0 (UniProcExecutor._distributed_args). It leaves the group of the processes as it is,
         # with groups of one engine each (initialize_model_parallel: the world need not be tensor × pipeline × data).
         launcher = {"distributed_executor_backend": "external_launcher"} if several else {}
-        try:
-            with torch.autocast(self.device.type, enabled=False):
-                self._llm = LLM(
-                    model=student.name_or_path,
-                    skip_tokenizer_init=True,
-                    load_format="dummy",  # weights come from the student
-                    trust_remote_code=False,
-                    dtype=precision,
-                    max_model_len=max_length,
-                    gpu_memory_utilization=memory_share,
-                    enforce_eager=self.device.type == "cpu",  # nothing to capture there, and long to compile
-                    logprobs_mode="processed_logprobs",  # of what is drawn from: temperature and allowed tokens applied
-                    enable_prefix_caching=True,
-                    enable_sleep_mode=sleep,
-                    hf_overrides=dict(overrides or {}),
-                    seed=0,  # every request brings its own
-                    **launcher,
-                )
-        except ValueError as error:  # pydantic's are, too
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"vLLM does not start with {student.name_or_path}: {reason}") from error
+        with _failure_told("while it started"):
+            try:
+                with torch.autocast(self.device.type, enabled=False):
+                    self._llm = LLM(
+                        model=student.name_or_path,
+                        skip_tokenizer_init=True,
+                        load_format="dummy",  # weights come from the student
+                        trust_remote_code=False,
+                        dtype=precision,
+                        max_model_len=max_length,
+                        gpu_memory_utilization=memory_share,
+                        enforce_eager=self.device.type == "cpu",  # nothing to capture there, and long to compile
+                        logprobs_mode="processed_logprobs",  # after temperature and allowed tokens
+                        enable_prefix_caching=True,
+                        enable_sleep_mode=sleep,
+                        hf_overrides=dict(overrides or {}),
+                        seed=0,  # every request brings its own
+                        **launcher,
+                    )
+            except ValueError as error:  # pydantic's are, too
+                reason = " ".join(str(error).split())[:300]
+                raise InputError(f"vLLM does not start with {student.name_or_path}: {reason}") from error
         self._fall_asleep()
 
     @contextmanager
@@ -176,7 +180,7 @@ class VLLMEngine:
         """See :class:`tgpo_lab.sampling.engine.Engine`. Each prompt has a seed of its own, drawn from the generator.
 
         Raises:
-            RunError: vLLM gave too few responses back, or one that had not ended.
+            RunError: vLLM failed, gave too few responses back, or one that had not ended.
         """
         from vllm import SamplingParams
 
@@ -190,7 +194,7 @@ class VLLMEngine:
             everyone = torch.randint(2**62, (len(prompts) if of is None else of,), generator=generator)
             seeds = everyone[first : first + len(prompts)].tolist()
         cut = vocabulary_size is not None and vocabulary_size < self._rows
-        with torch.autocast(self.device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False), _failure_told("while it sampled"):
             answered = self._llm.generate(
                 [{"prompt_token_ids": prompt} for prompt in prompts],
                 [
@@ -238,6 +242,25 @@ class VLLMEngine:
     def _fall_asleep(self) -> None:
         if self._sleep:
             self._llm.sleep(level=2)  # drops the weights: they come anew with each step
+
+
+@contextmanager
+def _failure_told(when: str) -> Iterator[None]:
+    """Within it, whatever vLLM raises is one sentence; of memory that ran out and of a process that is gone, the loop
+    has sentences of its own.
+
+    Raises:
+        RunError: vLLM failed.
+    """
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error) or (isinstance(error, RuntimeError) and is_lost_connection(error)):
+            raise
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        raise RunError(f"vLLM failed {when} ({reason}); {TO_GO_ON}") from error
 
 
 def checkpoint_weights(student: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:

@@ -24,7 +24,8 @@ DIALS = ("opening_logprob", "reverse_kl", "forward_kl", "rejected", "agreement",
 # Fields of TrainConfig that are younger than the first results. At their defaults they are left out of a run's
 # fingerprint: then they change nothing, and the results stay those of the same runs.
 ADDED_LATER = (
-    "answer_after", "chat_template", "compile_decoding", "dataset_config", "engine", "fused_kernels", "importance_cap",
+    "answer_after", "chat_template", "chat_template_options", "compile_decoding", "dataset_config", "engine",
+    "fused_kernels", "importance_cap",
     "lora_alpha", "lora_merged", "lora_rank", "prompt_template", "sampling_rows", "student_positions",
     "student_rope_theta", "system_prompt", "teacher_cache", "teacher_device",
     "teacher_offload", "teacher_server", "teacher_server_model", "teacher_server_requests", "teacher_server_retries",

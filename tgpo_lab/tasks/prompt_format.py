@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import json
 from dataclasses import dataclass
 
 from jinja2 import TemplateError
@@ -22,6 +24,8 @@ class PromptFormat:
     """System message of the chat; None leaves it to the template, which may have its own."""
     prompt_template: str = PLACE
     """Text around every prompt; ``{prompt}`` stands for it."""
+    chat_template_options: tuple[str, ...] = ()
+    """What else the chat template is told: ``NAME=VALUE``, with a value in JSON or as text."""
 
     def __post_init__(self) -> None:
         if PLACE not in self.prompt_template:
@@ -32,6 +36,16 @@ class PromptFormat:
             raise InputError(
                 "system_prompt is a message of a chat. Set chat_template as well, or put it in prompt_template."
             )
+        if self.chat_template_options and not self.chat_template:
+            raise InputError("chat_template_options are of a chat template. Set chat_template as well.")
+        taken = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+        for option in self.chat_template_options:
+            name, equals, _ = option.partition("=")
+            if not equals or not name.isidentifier() or name in taken or name == "messages":
+                raise InputError(
+                    "chat_template_options must be NAME=VALUE with a name that the template knows, such as "
+                    f"enable_thinking=false, but there is {option!r}."
+                )
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, prompts: list[str]) -> list[list[int]]:
         """Token ids of prompts, without padding.
@@ -54,38 +68,50 @@ class PromptFormat:
         if not self.chat_template:
             return text
         system = [] if self.system_prompt is None else [{"role": "system", "content": self.system_prompt}]
-        return _render(tokenizer, [*system, {"role": "user", "content": text}], add_generation_prompt=True)
+        return self._render(tokenizer, [*system, {"role": "user", "content": text}], add_generation_prompt=True)
+
+    def end_of_turn(self, tokenizer: PreTrainedTokenizerBase) -> int | None:
+        """The token with which the chat template ends the assistant's turn; None if it ends with ordinary text.
+
+        Raises:
+            InputError: there is no template, or it cannot be filled.
+        """
+        said = "tgpo-lab"
+        turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
+        text = self._render(tokenizer, turns, add_generation_prompt=False)
+        after = text.rpartition(said)[2].lstrip()
+        special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
+        ids = tokenizer.encode(after, add_special_tokens=False)
+        return ids[0] if ids and ids[0] in special else None
+
+    def _render(
+        self, tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool
+    ) -> str:
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"The tokenizer of {tokenizer.name_or_path} has no chat template. Leave chat_template out, or add a "
+                "chat_template.jinja to its folder."
+            )
+        told = dict(_named_value(option) for option in self.chat_template_options)
+        try:
+            return tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=add_generation_prompt, **told
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise InputError(
+                f"The chat template of {tokenizer.name_or_path} cannot be filled ({error}). Leave system_prompt, "
+                "chat_template_options or chat_template out."
+            ) from error
 
 
 PLAIN = PromptFormat()
 """The text as it is."""
 
 
-def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """The token with which the chat template ends the assistant's turn; None if it ends with ordinary text.
-
-    Raises:
-        InputError: there is no template, or it cannot be filled.
-    """
-    said = "tgpo-lab"
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": said}]
-    text = _render(tokenizer, turns, add_generation_prompt=False)
-    after = text.rpartition(said)[2].lstrip()
-    special = set(tokenizer.all_special_ids) | set(tokenizer.get_added_vocab().values())
-    ids = tokenizer.encode(after, add_special_tokens=False)
-    return ids[0] if ids and ids[0] in special else None
-
-
-def _render(tokenizer: PreTrainedTokenizerBase, turns: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"The tokenizer of {tokenizer.name_or_path} has no chat template. Leave chat_template out, or add a "
-            "chat_template.jinja to its folder."
-        )
+def _named_value(option: str) -> tuple[str, object]:
+    """``enable_thinking=false`` as a name and False; what is not JSON is text."""
+    name, _, value = option.partition("=")
     try:
-        return tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=add_generation_prompt)
-    except (TemplateError, TypeError, ValueError) as error:
-        raise InputError(
-            f"The chat template of {tokenizer.name_or_path} cannot be filled ({error}). Leave system_prompt or "
-            "chat_template out."
-        ) from error
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

@@ -4,22 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from datasets import (
-    Dataset,
-    DatasetDict,
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    load_dataset,
-)
+from datasets import Dataset, DatasetDict, load_dataset
 
 from ..errors import InputError
 from ..files import require_name
+from ..progress_bars import no_bar_of_datasets
 from .prompt_columns import PromptColumns
 
 TRAIN, VALIDATION = "train", "validation"
@@ -60,6 +53,7 @@ def load_prompts(
     answer_column: str = "answer",
     *,
     answer_after: str | None = None,
+    system_prompt: str | None = None,
     dataset_config: str | None = None,
     train_split: str = TRAIN,
     validation_split: str = VALIDATION,
@@ -70,9 +64,11 @@ def load_prompts(
         source: a folder with a file for each split (``train.jsonl``, ``test.parquet``, or parts as on the hub:
             ``train-00000-of-00002.parquet``), in itself or in its folders ``data`` or ``dataset_config``; one .jsonl
             or .parquet file (taken as train); or the name of a dataset on the Hugging Face hub.
-        prompt_column: name of the column with the prompt text.
-        answer_column: name of the column with the answer text.
+        prompt_column: name of the column with the prompt: text, or messages of a chat with one turn of the user.
+        answer_column: name of the column with the answer text. ``reward_model.ground_truth`` is the field
+            ``ground_truth`` of the column ``reward_model``, for prompts likewise.
         answer_after: the answer is what stands after the last such mark; None for the whole text.
+        system_prompt: the system message that the prompts' messages may begin with; None for none.
         dataset_config: which configuration of a dataset that has several ("main" of openai/gsm8k).
         train_split: name of its split to train on.
         validation_split: name of the split to hold out, if there is one.
@@ -88,7 +84,7 @@ def load_prompts(
     if not str(source):
         raise InputError("The dataset's name is empty. Give a folder with train.jsonl, a .jsonl file, or a hub name.")
     path = Path(source)
-    columns = PromptColumns(prompt_column, answer_column, answer_after)
+    columns = PromptColumns(prompt_column, answer_column, answer_after, system_prompt)
     if train_split == validation_split:
         raise InputError(
             f"train_split and validation_split are both {train_split!r}: what is trained on cannot be held out."
@@ -228,23 +224,11 @@ def _jsonl(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
 
 def _parquet(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
     try:
-        with _no_progress_bar():
+        with no_bar_of_datasets():
             rows = Dataset.from_parquet(str(file), keep_in_memory=True)
     except Exception as error:  # the reader raises many kinds; to the user they are one
         raise InputError(f"{file} is no Parquet file that can be read ({type(error).__name__}).") from error
     return _checked(rows, columns, str(file))
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Of ``datasets``, for a file that is here: it takes seconds, and a command may have been told to be quiet."""
-    shown = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if shown:
-            enable_progress_bars()
 
 
 def _from_hub(name: str, names: dict[str, str], config: str | None, columns: PromptColumns) -> PromptSplits:

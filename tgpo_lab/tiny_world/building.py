@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from ..diagnostics.pair_card import PairCard, card_markdown, measure_pair
 from ..errors import InputError
 from ..files import require_writable_folder, write_json, write_text, written_folder
 from ..models.pairs import DATA, Pair, load_model, load_pair
+from ..progress_bars import hide_bars_of_weights
 from ..provenance import provenance
 from ..tasks.prompts import load_prompts
 from .arithmetic import SPLIT_SHARES, AdditionTask, prompt_text, worked_text
@@ -160,7 +160,7 @@ def _built(
                 f"{folder} was built from another recipe than this pair's {name}. Give another --output, or remove it."
             )
         return folder
-    transformers_logging.disable_progress_bar()
+    hide_bars_of_weights()
     model = build()
     with written_folder(folder) as writing:
         model.save_pretrained(writing)
