@@ -25,7 +25,7 @@ from tgpo_lab.studies.plan import Cell, Study, Variant
 from tgpo_lab.studies.report import study_page
 from tgpo_lab.studies.results import RESULTS, StudyResults, finished_fingerprints, gather, load_results, run_row
 from tgpo_lab.studies.runner import is_finished, result_file, run_cell, run_study
-from tgpo_lab.studies.settings import SEEDS, TUNING_SEEDS
+from tgpo_lab.studies.settings import SEEDS
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SETTINGS = {
@@ -307,6 +307,7 @@ def test_tables_are_made_of_the_stored_numbers():
 def test_every_named_study_is_made_of_runs_that_can_be(tmp_path):
     store_tuning(tmp_path)
     store_tuning(tmp_path, headline.LARGER)
+    store_tuning(tmp_path, headline.LARGER_LONGER)
     for name in catalog.STUDIES:
         study = catalog.make_study(name, tmp_path)
         cells = study.cells()
@@ -320,11 +321,20 @@ def test_every_method_is_tuned_with_as_many_configurations(plan, tmp_path):
     assert {len(found) for found in counts.values()} == {len(plan.rates)}
     labels = [variant.label for found in counts.values() for variant in found]
     assert len(set(labels)) == len(labels)
-    assert not set(TUNING_SEEDS) & set(SEEDS)
     store_tuning(tmp_path, plan)
     used = {name: {cell.seed for cell in catalog.make_study(name, tmp_path).cells()} for name in
             (plan.tuning, plan.name)}  # fmt: skip
-    assert used[plan.tuning] <= set(TUNING_SEEDS) and used[plan.name] <= set(SEEDS)
+    assert used == {plan.tuning: set(plan.tuning_seeds), plan.name: set(plan.seeds)}
+    assert not used[plan.tuning] & {seed for other in headline.HEADLINES.values() for seed in other.seeds}
+
+
+def test_the_longer_larger_headline_has_its_own_seeds_and_twice_the_steps(tmp_path):
+    store_tuning(tmp_path, headline.LARGER_LONGER)
+    cells = catalog.make_study("headline-larger-longer", tmp_path).cells()
+    assert not {cell.seed for cell in cells} & set(SEEDS)
+    tgpo = next(cell for cell in cells if cell.variant.label == "tgpo")
+    weight = tgpo.variant.options["weight"]
+    assert weight(0) == 0.02 and weight(39) > 0 and weight(40) == 0 and tgpo.settings["steps"] == 60
 
 
 def test_the_larger_headline_is_about_the_larger_pair_alone_and_learns_from_bfloat16_products(tmp_path):

@@ -8,7 +8,15 @@ from pathlib import Path
 from ..errors import InputError
 from ..schedules import Constant, Trapezoid, UntilAgreement
 from ..tiny_world.recipes import PAIR_RECIPES, UNSHIPPED_RECIPES, PairRecipe, dialled, longer_task
-from .headline import chosen_configurations, headline, headline_larger, tuning, tuning_larger
+from .headline import (
+    chosen_configurations,
+    headline,
+    headline_larger,
+    headline_larger_longer,
+    tuning,
+    tuning_larger,
+    tuning_larger_longer,
+)
 from .plan import Study, Variant
 from .results import RESULTS
 from .settings import FEW_SEEDS, SEEDS, SETTINGS, STEPS, ZERO_AT, annealed, variant_of
@@ -226,6 +234,8 @@ STUDIES: dict[str, Callable[[Path], Study]] = {
     "headline": headline,
     "tuning-larger": tuning_larger,
     "headline-larger": headline_larger,
+    "tuning-larger-longer": tuning_larger_longer,
+    "headline-larger-longer": headline_larger_longer,
     "map": divergence_map,
     "rivals": rivals,
     "longer": longer,

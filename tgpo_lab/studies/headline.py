@@ -1,6 +1,7 @@
 """The headline studies: methods side by side, each at the best of a few learning rates, tried on other seeds.
 
-*headline* compares all methods near and far, *headline-larger* some of them on a larger far pair and a longer task.
+*headline* compares all methods near and far, *headline-larger* some of them on a larger far pair and a longer task,
+*headline-larger-longer* the same ones there for twice the steps.
 """
 
 from __future__ import annotations
@@ -76,7 +77,20 @@ LARGER = Headline(
     ("rkl", "grpo", "tgpo", "sft"),
     UNSHIPPED_RECIPES,
 )
-HEADLINES = {plan.name: plan for plan in (USUAL, LARGER)}
+# Planned after headline-larger had been read, where TGPO's mean was still rising at the end, two of six seeds had
+# collapsed, and one seed of three rates a factor of three apart had been tried: twice the steps, two tuning seeds,
+# rates closer to the one that was chosen, more seeds, none of them used before.
+LARGER_LONGER = replace(
+    LARGER,
+    name="headline-larger-longer",
+    tuning="tuning-larger-longer",
+    rates=(5e-5, 1e-4, 2e-4),
+    tuning_seeds=TUNING_SEEDS,
+    seeds=tuple(range(10, 18)),
+    settings={**LARGER.settings, "steps": 60, "evaluate_every": 10, "checkpoint_every": 60},
+    zero_at=40,
+)
+HEADLINES = {plan.name: plan for plan in (USUAL, LARGER, LARGER_LONGER)}
 
 
 def configurations(method: str, plan: Headline = USUAL) -> list[Variant]:
@@ -156,3 +170,14 @@ def headline_larger(folder: Path) -> Study:
     """The headline's main methods with a student of 11 million weights and a longer task."""
     question = "Is TGPO ahead of reverse KL and GRPO with a larger student and longer responses, too?"
     return replace(headline(folder, LARGER), question=question)
+
+
+def tuning_larger_longer(folder: Path) -> Study:
+    """The tuning of headline-larger-longer."""
+    return tuning(folder, LARGER_LONGER)
+
+
+def headline_larger_longer(folder: Path) -> Study:
+    """The same for twice the steps, tuned anew, on other seeds."""
+    question = "Is it, if runs are twice as long, and were TGPO's two collapsed seeds the learning rate's fault?"
+    return replace(headline(folder, LARGER_LONGER), question=question)

@@ -255,6 +255,8 @@ SECTIONS: dict[str, Callable[[StudyResults], Content]] = {
     "headline": headline,
     "tuning-larger": tuning,
     "headline-larger": headline,
+    "tuning-larger-longer": tuning,
+    "headline-larger-longer": headline,
     "map": divergence_map,
     "premise": premise,
     "gradient": gradient,
@@ -262,5 +264,5 @@ SECTIONS: dict[str, Callable[[StudyResults], Content]] = {
     "long": long_responses,
 }
 """By study."""
-ALONE = {"tuning", "tuning-larger", "premise", "gradient"}
+ALONE = {"tuning", "tuning-larger", "tuning-larger-longer", "premise", "gradient"}
 """Studies without the general tables: their runs are not compared with each other."""
