@@ -273,8 +273,8 @@ def two_good_lines_and(line: str) -> str:
         (two_good_lines_and('{"question": "1+1=", "answer": "2"}'), ("line 3", "'prompt'", "'question'")),
         (two_good_lines_and('{"prompt": "1+1=", "answer": 2.5}'), ("line 3", "'answer'", "2.5", "as text")),
         (
-            two_good_lines_and('{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}'),
-            ("line 3", "'prompt'", "user's message", "chat_template"),
+            two_good_lines_and('{"prompt": [{"role": "system", "content": "1+1="}], "answer": "2"}'),
+            ("line 3", "'prompt'", "one message of the user", "['system']"),
         ),
         (two_good_lines_and('{"prompt": "1+1=", "answer": null}'), ("line 3", "'answer'", "None")),
         (two_good_lines_and('{"prompt": "1+1=", "answer": true}'), ("line 3", "'answer'", "True")),

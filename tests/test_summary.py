@@ -83,6 +83,8 @@ def test_the_larger_pair_is_told_once_its_study_is_complete(tmp_path):
     text = summary(store(tmp_path / "b", "headline-larger", larger))
     assert text.startswith("- **Far, with 11 million weights and responses of twice the length:** TGPO takes")
     assert "to 90.0 %" in text and "in 45 steps" in text and "(after the run TGPO is ahead of SFT)." in text
+    both = summary(store(tmp_path / "b", "headline-larger-longer", larger | {("far-larger", "tgpo"): 0.95}))
+    assert both.startswith(text.removesuffix(".") + "; tuned anew, on other seeds, TGPO takes") and "to 95.0 %" in both
 
 
 def test_the_readme_is_up_to_date():

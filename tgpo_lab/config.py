@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
-from .engine_limits import require_possible_engine
+from .config_limits import require_possible_settings
 from .errors import InputError
 from .methods import Method, make_method
 from .methods.base import method_class
-from .models.positions import require_possible_positions
 from .precision import Precision
 from .presets import PRESETS, preset_fields
 from .schedules import Schedule, parse_schedule
-from .server_limits import refuse_idle_teacher_options, require_server_suffices
-from .tasks.prompt_columns import PromptColumns
 from .tasks.prompt_format import PromptFormat
-from .tasks.rewards import reward_function
-from .trackers import require_trackers
 
 
 @dataclass(frozen=True)
@@ -181,70 +175,7 @@ class TrainConfig:
     """Decides prompts, samples and every other random choice."""
 
     def __post_init__(self) -> None:
-        for name in ("student", "teacher"):
-            if getattr(self, name) is not None and not getattr(self, name).strip():
-                raise InputError(f"{name} is empty. Give a folder or a hub name, or leave it out for a shipped pair.")
-        for item in fields(self):
-            if item.type == "float" and not math.isfinite(getattr(self, item.name)):
-                raise InputError(f"{item.name} must be a finite number, but is {getattr(self, item.name)}.")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"{name} must be in [0, 1), but is {getattr(self, name)}.")
-        for name in ("steps", "prompts_per_step", "group_size", "max_new_tokens", "mini_batches", "passes",
-                     "micro_batch_tokens", "evaluation_prompts", "checkpoint_every",
-                     "teacher_server_requests"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be 1 or more, but is {getattr(self, name)}.")
-        for name in ("warmup_steps", "weight_decay", "evaluate_every", "measured_positions", "gradient_terms_every",
-                     "keep_checkpoints", "seed", "lora_rank", "teacher_server_retries", "sampling_rows"):  # fmt: skip
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be 0 or more, but is {getattr(self, name)}.")
-        for name in ("learning_rate", "max_gradient_norm", "lora_alpha", "teacher_server_timeout"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, but is {getattr(self, name)}.")
-        if self.evaluation_temperature < 0:
-            raise InputError(
-                f"evaluation_temperature must be 0 (greedy) or more, but is {self.evaluation_temperature}."
-            )
-        if not self.temperature > 0:
-            raise InputError(
-                f"temperature must be above 0 while training, but is {self.temperature}: greedy samples of a group "
-                "are all the same, so there is nothing to compare and no policy gradient."
-            )
-        if self.method.needs_rewards_in_groups and self.group_size < 2:
-            raise InputError(
-                f"{type(self.method).__name__} compares the samples of a group, so group_size must be 2 or more, "
-                f"but is {self.group_size}."
-            )
-        require_possible_engine(
-            self.engine,
-            {"temperature": self.temperature, "evaluation_temperature": self.evaluation_temperature},
-            importance_cap=self.importance_cap,
-            compile_decoding=self.compile_decoding,
-            vllm_memory_share=self.vllm_memory_share,
-            vllm_sleep=self.vllm_sleep,
-        )
-        require_possible_positions(self.student_positions, self.student_rope_theta, self.max_new_tokens)
-        if self.mini_batches > self.prompts_per_step:
-            raise InputError(
-                f"mini_batches ({self.mini_batches}) cannot exceed prompts_per_step ({self.prompts_per_step}): "
-                "a mini-batch holds whole groups."
-            )
-        if self.dataset is not None and not self.dataset.strip():
-            raise InputError("dataset is empty. Give a folder with train.jsonl or a hub name, or leave dataset out.")
-        PromptColumns(self.prompt_column, self.answer_column, self.answer_after)  # checks them
-        reward_function(self.reward)
-        _ = self.prompt_format  # checks it
-        require_trackers(self.trackers)
-        if self.teacher_server is not None:
-            local_options = ("teacher_device", "teacher_offload", "teacher_cache")
-            require_server_suffices(
-                self.teacher_server, self.method, {name: getattr(self, name) for name in local_options}
-            )
-        else:
-            refuse_idle_teacher_options(self.method, self.teacher_server_model, self.teacher_cache)
-        if self.lora_merged and not self.lora_rank:
-            raise InputError("lora_merged merges adapters, but lora_rank is 0: there are none. Set lora_rank.")
+        require_possible_settings(self)
 
     @property
     def prompt_format(self) -> PromptFormat:

@@ -74,7 +74,11 @@ def _scale(stored: Mapping[str, StudyResults]) -> str:
         studies.setdefault(f"{largest:.2g} million", []).append(name)
     (usual, _), *others = sorted(studies.items(), key=lambda item: -len(item[1])) or [("", [])]
     text = f"{where} Students have {usual} weights" if usual else where
-    return text + "".join(f", in {' and '.join(names)} {size}" for size, names in others) + ("." if usual else "")
+    return text + "".join(f", in {_listed(names)} {size}" for size, names in others) + ("." if usual else "")
+
+
+def _listed(names: list[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def write_findings(folder: Path, results_folder: Path = RESULTS, readme: Path | None = None) -> Path:

@@ -15,19 +15,24 @@ BEGIN, END = "<!-- findings: made by `tgpo-lab study findings` -->", "<!-- end o
 
 
 def summary(folder: Path) -> str:
-    """What *headline*, *longer*, *headline-larger* and *horizon* have shown as Markdown, a sentence for each situation.
+    """What *headline*, *longer*, *headline-larger*, *headline-larger-longer* and *horizon* have shown as Markdown, a
+    sentence for each situation.
 
     Nothing is said of a study that is not complete.
     """
-    headline, longer, larger, horizon = (
-        complete_results(name, folder) for name in ("headline", "longer", "headline-larger", "horizon")
+    headline, longer, larger, larger_longer, horizon = (
+        complete_results(name, folder)
+        for name in ("headline", "longer", "headline-larger", "headline-larger-longer", "horizon")
     )
     far = [part(results) for part, results in ((_far, headline), (_far_longer, longer)) if results is not None]
     sentences = [f"**Far:** {'; '.join(far)}."] if far else []
-    if larger is not None:
-        sentences.append(
-            f"**Far, with 11 million weights and responses of twice the length:** {_far(larger, 'far-larger')}."
-        )
+    wide = [
+        how + _far(results, "far-larger")
+        for how, results in (("", larger), ("tuned anew, on other seeds, ", larger_longer))
+        if results is not None
+    ]
+    if wide:
+        sentences.append(f"**Far, with 11 million weights and responses of twice the length:** {'; '.join(wide)}.")
     if headline is not None:
         sentences.append(_near(headline))
     if horizon is not None:
