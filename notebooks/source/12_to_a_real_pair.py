@@ -159,7 +159,9 @@ for shape_of_prompt in (
 
 # %% [markdown]
 # Base models go with the plain forms, chat models with the template. Student and teacher read the *same tokens*, those of the
-# student's template, so a teacher that knows another template is asked something strange: the doctor compares the two.
+# student's template, so a teacher that knows another template is asked something strange: the doctor compares the two. A template
+# may have options: Qwen3's thinks first unless it is told not to, `--chat-template-options enable_thinking=false`. Where a data set
+# has its prompts as chat messages, the user's one turn is what stands here as the question.
 #
 # **Prompts of unequal length.** A batch is a rectangle, and a response has to follow its prompt without a gap. So prompts are
 # padded on the *left* for sampling. Three things must then be right: the mask hides the padding, positions are counted from the
