@@ -1,6 +1,7 @@
 """Bad input ends a command with status 2, one sentence that helps, no traceback and nothing half-written."""
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -506,6 +507,23 @@ def test_a_tokenizer_without_an_end_of_sequence(refused_training, random_pair, b
         edit_json(folder / "config.json", lambda value: value.pop("eos_token_id"))
         (folder / "generation_config.json").unlink()
     refused_training(student=broken, teacher=other, names=(str(broken), "eos_token"))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    "quantised, package",
+    [
+        ({"quant_method": "gptq", "bits": 4}, "optimum"),
+        ({"quant_method": "awq", "bits": 4}, "gptqmodel"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+    ],
+)
+def test_quantised_weights_whose_package_is_not_installed(refused_training, broken, role, quantised, package):
+    if importlib.util.find_spec(package.replace("-", "_")):
+        pytest.skip("it is installed")
+    edit_json(broken / "config.json", lambda value: value.update(quantization_config=quantised))
+    refused_training(**{role: broken}, names=(str(broken), package, "not installed", "quantised"))
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

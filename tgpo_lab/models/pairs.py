@@ -234,7 +234,8 @@ def load_model(
         options: further arguments of ``from_pretrained``, such as ``revision`` or ``attn_implementation``.
 
     Raises:
-        InputError: nothing there, a damaged file, or an architecture that is not a causal model.
+        InputError: nothing there, a damaged file, an architecture that is not a causal model, or weights whose
+            quantisation needs a package that is not installed.
     """
     hide_bars_of_weights()
     if (Path(path) / CONFIGURATION / CONFIG_NAME).is_file():
@@ -253,7 +254,7 @@ def load_model(
         raise InputError(
             f"The weights in {path} are damaged or cut short ({error}). Copy or train the checkpoint again."
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         if is_out_of_memory(error):
             raise
         raise InputError(_cannot_load("model", path, error)) from error
@@ -286,7 +287,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         require_name(Path(path))
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise InputError(_cannot_load("tokenizer", path, error)) from error
 
 
@@ -299,6 +300,11 @@ def _configuration(path: str | Path) -> PretrainedConfig:
 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0][:200]
+    if isinstance(error, ImportError):  # of quantised weights, or of a tokenizer that is no tokenizer.json
+        return (
+            f"The {what} of {path} needs a package that is not installed here ({reason}). Install it, or give a model "
+            "whose weights are not quantised and whose tokenizer is a tokenizer.json."
+        )
     try:
         there = Path(path).exists()
     except OSError:
