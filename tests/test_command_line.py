@@ -274,6 +274,25 @@ def test_evaluate_of_a_run_with_the_teacher_does_not_show_the_student(command, t
     assert status == 2 or printed == teacher[1]
 
 
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--run=run", "--student=near"], "--student near"),
+        (["--run=run", "--teacher=near"], "--teacher near"),
+        (["--run=run", "--chat-template"], "--chat-template out"),
+        (["--run=run", "--prompt-template=Q: {prompt}"], "--prompt-template Q: {prompt}"),
+        (["--run=run", "--system-prompt=Be brief."], "--system-prompt Be brief."),
+        (["--run=run", "--chat-template-options", "a=1", "b=2"], "--chat-template-options a=1 b=2"),
+        (["--run=run", "--answer-after=####"], "--answer-after ####"),
+        (["--prompt-column=question"], "--prompt-column question"),
+        (["--dataset-config=main"], "--dataset-config main"),
+    ],
+)
+def test_evaluate_refuses_what_would_change_nothing(command, flags, named):
+    status, printed, error = command("evaluate", *flags)
+    assert (status, printed) == (2, "") and f"leave {named}" in error
+
+
 @pytest.mark.parametrize("model", ["student", "teacher"])
 def test_evaluate_prints_accuracy_length_and_truncation(command, pair_flags, loaded, model):
     pair, prompts = loaded
