@@ -429,6 +429,13 @@ def test_a_split_that_is_not_there(refused, random_pair, tmp_path):
     refused("evaluate", *pair, "--dataset", file, names=(str(file), "'test'", "train"))
 
 
+def test_a_right_answer_that_last_number_cannot_read(refused_training, tmp_path):
+    """The run would otherwise end in the step in which a response to that prompt is judged."""
+    rows = [{"prompt": f"1+{n}=", "answer": "seven" if n == 3 else "7"} for n in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused_training(dataset=tmp_path / "train.jsonl", reward="last_number", names=("last_number", "'seven' has none"))
+
+
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────
 
 

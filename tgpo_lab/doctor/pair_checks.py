@@ -191,7 +191,7 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
         (card.teacher_cut >= (MOSTLY_CUT if cut else OFTEN_CUT),
          f"{card.teacher_cut:.2f} of the teacher's answers are longer than the {max_new_tokens} tokens after which "
          f"{by_whom}.", longer),
-        (not mostly_cut and card.teacher_accuracy <= card.student_accuracy,
+        (not mostly_cut and card.teacher_accuracy <= card.student_accuracy and card.teacher_accuracy < 1,
          f"The teacher is right in {card.teacher_accuracy:.2f} of its answers, the student in "
          f"{card.student_accuracy:.2f}.", "Look at its answers, the prompt format and the reward before its logits."),
         (not mostly_cut and card.reliability < RELIABLE,

@@ -110,8 +110,8 @@ def require_fitting_options(config: TrainConfig, pair: Pair, device: torch.devic
         device: of the student in the run, which need not be where it is now.
 
     Raises:
-        InputError: a student that is adapters on a base, more guiding tokens than the pair has, an architecture that Liger or compiled decoding does not
-            know, a student that vLLM cannot follow.
+        InputError: a student that is adapters on a base, more guiding tokens than the pair has, an architecture that
+            Liger or compiled decoding does not know, a student that vLLM cannot follow.
     """
     for _, require in pair_requirements(config, pair, device):
         require()
