@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.methods import method_entries
@@ -537,6 +537,19 @@ def test_quantised_weights_whose_package_is_not_installed(refused_training, brok
 def test_a_model_that_is_not_there(refused_training, tmp_path, role):
     refused_training(**{role: tmp_path / "none"}, names=(str(tmp_path / "none"),))
     refused_training(**{role: "nobody/nothing"}, names=("nobody/nothing", "network"))
+
+
+def test_a_model_that_the_hub_does_not_give_to_everybody(refused_training, monkeypatch):
+    def gated(name, **options):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", gated)
+    refused_training(student="some-org/some-model", names=("some-org/some-model", "access a gated repo", "login"))
+
+
+def test_an_architecture_of_a_later_version(refused_training, broken):
+    edit_json(broken / "config.json", lambda value: value.update(model_type="llama-of-tomorrow"))
+    refused_training(teacher=broken, names=(str(broken), "llama-of-tomorrow", "version of Transformers is out of date"))
 
 
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────
