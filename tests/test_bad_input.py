@@ -274,8 +274,8 @@ def two_good_lines_and(line: str) -> str:
         (two_good_lines_and('{"question": "1+1=", "answer": "2"}'), ("line 3", "'prompt'", "'question'")),
         (two_good_lines_and('{"prompt": "1+1=", "answer": 2.5}'), ("line 3", "'answer'", "2.5", "as text")),
         (
-            two_good_lines_and('{"prompt": [{"role": "user", "content": "1+1="}], "answer": "2"}'),
-            ("line 3", "'prompt'", "user's message", "chat_template"),
+            two_good_lines_and('{"prompt": [{"role": "assistant", "content": "1+1="}], "answer": "2"}'),
+            ("line 3", "'prompt'", "one message of the user", "'assistant'", "prompt_column"),
         ),
         (two_good_lines_and('{"prompt": "1+1=", "answer": null}'), ("line 3", "'answer'", "None")),
         (two_good_lines_and('{"prompt": "1+1=", "answer": true}'), ("line 3", "'answer'", "True")),
@@ -614,6 +614,13 @@ def test_there_is_no_run_to_resume(refused_resume, tmp_path):
 def test_a_run_whose_configuration_is_damaged(refused_resume, finished_run, text):
     (finished_run / "config.json").write_text(text)
     refused_resume()
+
+
+def test_a_run_of_a_version_with_other_settings(refused_resume, refused, finished_run):
+    file = finished_run / "config.json"
+    edit_json(file, lambda value: value["config"].update(setting_of_tomorrow=1))
+    refused_resume(names=(str(file), "setting_of_tomorrow", "Take the version of tgpo_lab that made the run"))
+    refused("evaluate", "--run", finished_run, names=(str(file), "setting_of_tomorrow"))
 
 
 @pytest.mark.parametrize(
