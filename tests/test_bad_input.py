@@ -1,6 +1,7 @@
 """Bad input ends a command with status 2, one sentence that helps, no traceback and nothing half-written."""
 
 import importlib
+import importlib.util
 import json
 import os
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.methods import method_entries
@@ -428,6 +429,13 @@ def test_a_split_that_is_not_there(refused, random_pair, tmp_path):
     refused("evaluate", *pair, "--dataset", file, names=(str(file), "'test'", "train"))
 
 
+def test_a_right_answer_that_last_number_cannot_read(refused_training, tmp_path):
+    """The run would otherwise end in the step in which a response to that prompt is judged."""
+    rows = [{"prompt": f"1+{n}=", "answer": "seven" if n == 3 else "7"} for n in range(20)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused_training(dataset=tmp_path / "train.jsonl", reward="last_number", names=("last_number", "'seven' has none"))
+
+
 # ── Models ───────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -509,9 +517,39 @@ def test_a_tokenizer_without_an_end_of_sequence(refused_training, random_pair, b
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(
+    "quantised, package",
+    [
+        ({"quant_method": "gptq", "bits": 4}, "optimum"),
+        ({"quant_method": "awq", "bits": 4}, "gptqmodel"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+        ({"quant_method": "compressed-tensors", "format": "pack-quantized"}, "compressed-tensors"),
+    ],
+)
+def test_quantised_weights_whose_package_is_not_installed(refused_training, broken, role, quantised, package):
+    if importlib.util.find_spec(package.replace("-", "_")):
+        pytest.skip("it is installed")
+    edit_json(broken / "config.json", lambda value: value.update(quantization_config=quantised))
+    refused_training(**{role: broken}, names=(str(broken), package, "not installed", "quantised"))
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
 def test_a_model_that_is_not_there(refused_training, tmp_path, role):
     refused_training(**{role: tmp_path / "none"}, names=(str(tmp_path / "none"),))
     refused_training(**{role: "nobody/nothing"}, names=("nobody/nothing", "network"))
+
+
+def test_a_model_that_the_hub_does_not_give_to_everybody(refused_training, monkeypatch):
+    def gated(name, **options):
+        raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", gated)
+    refused_training(student="some-org/some-model", names=("some-org/some-model", "access a gated repo", "login"))
+
+
+def test_an_architecture_of_a_later_version(refused_training, broken):
+    edit_json(broken / "config.json", lambda value: value.update(model_type="llama-of-tomorrow"))
+    refused_training(teacher=broken, names=(str(broken), "llama-of-tomorrow", "version of Transformers is out of date"))
 
 
 # ── Output ───────────────────────────────────────────────────────────────────────────────────────
@@ -576,6 +614,13 @@ def test_there_is_no_run_to_resume(refused_resume, tmp_path):
 def test_a_run_whose_configuration_is_damaged(refused_resume, finished_run, text):
     (finished_run / "config.json").write_text(text)
     refused_resume()
+
+
+def test_a_run_of_a_version_with_other_settings(refused_resume, refused, finished_run):
+    file = finished_run / "config.json"
+    edit_json(file, lambda value: value["config"].update(setting_of_tomorrow=1))
+    refused_resume(names=(str(file), "setting_of_tomorrow", "Take the version of tgpo_lab that made the run"))
+    refused("evaluate", "--run", finished_run, names=(str(file), "setting_of_tomorrow"))
 
 
 @pytest.mark.parametrize(

@@ -199,6 +199,16 @@ def test_the_latest_is_the_one_with_the_highest_number(random_pair, tmp_path):
     assert [read_state(p).step for p in checkpoint_folders(tmp_path)] == [1_000_000]
 
 
+@pytest.mark.parametrize("copy", ["step-000009-best", "step-000009 (copy)", "step-", "step-²"])
+def test_a_copy_that_someone_keeps_beside_the_checkpoints_is_none_of_them(random_pair, tmp_path, copy):
+    learner = Learner(random_pair.student)
+    checkpoint = learner.save(tmp_path, 1)
+    shutil.copytree(checkpoint, tmp_path / copy)
+    assert checkpoint_folders(tmp_path) == [checkpoint]
+    learner.save(tmp_path, 2, keep=1)
+    assert names(tmp_path)[0].startswith("step-") and (tmp_path / copy / "state.json").exists()
+
+
 def test_a_checkpoint_can_be_written_again(random_pair, tmp_path):
     learner = Learner(random_pair.student)
     learner.save(tmp_path, 2)

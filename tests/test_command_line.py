@@ -1,5 +1,6 @@
 """The command line: what it offers, how it reads it, and what its commands print."""
 
+import io
 import json
 import os
 import re
@@ -60,6 +61,28 @@ def test_every_command_explains_itself(command, words):
     status, printed, error = command(*words, "--help")
     assert (status, error) == (0, "")
     assert printed.startswith(f"usage: tgpo-lab {' '.join(words)}")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes are other things there")
+@pytest.mark.parametrize("words", [["train", "--help"], ["pairs", "list"], ["--help"]])
+def test_a_pipe_that_is_read_no_further_ends_a_command_without_a_word(words):
+    read, write = os.pipe()
+    os.close(read)
+    try:
+        ended = subprocess.run([sys.executable, "-m", "tgpo_lab", *words], stdout=write, stderr=subprocess.PIPE)
+    finally:
+        os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_a_run_goes_on_when_its_progress_is_read_no_further(tiny_config, tmp_path, monkeypatch):
+    class Closed(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", Closed())
+        assert train(tiny_config(tmp_path)).completed
 
 
 def test_the_help_of_evaluate_names_every_option(command):
@@ -272,6 +295,25 @@ def test_evaluate_of_a_run_with_the_teacher_does_not_show_the_student(command, t
     status, printed, _ = command("evaluate", "--run", tmp_path / "run", "--model", "teacher", *flags)
     teacher = command("evaluate", *pair_flags[:4], "--model", "teacher", *flags)
     assert status == 2 or printed == teacher[1]
+
+
+@pytest.mark.parametrize(
+    "flags, named",
+    [
+        (["--run=run", "--student=near"], "--student near"),
+        (["--run=run", "--teacher=near"], "--teacher near"),
+        (["--run=run", "--chat-template"], "--chat-template out"),
+        (["--run=run", "--prompt-template=Q: {prompt}"], "--prompt-template Q: {prompt}"),
+        (["--run=run", "--system-prompt=Be brief."], "--system-prompt Be brief."),
+        (["--run=run", "--chat-template-options", "a=1", "b=2"], "--chat-template-options a=1 b=2"),
+        (["--run=run", "--answer-after=####"], "--answer-after ####"),
+        (["--prompt-column=question"], "--prompt-column question"),
+        (["--dataset-config=main"], "--dataset-config main"),
+    ],
+)
+def test_evaluate_refuses_what_would_change_nothing(command, flags, named):
+    status, printed, error = command("evaluate", *flags)
+    assert (status, printed) == (2, "") and f"leave {named}" in error
 
 
 @pytest.mark.parametrize("model", ["student", "teacher"])

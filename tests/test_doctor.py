@@ -375,6 +375,14 @@ def test_figures_beyond_their_limits_are_warned_about(examine, monkeypatch, limi
     assert said in " ".join(texts(examine(), "warning", "divergence").split())
 
 
+@pytest.mark.parametrize("limit, value", [("FAR_OPENING", 1.0), ("OFTEN_REJECTED", -1.0)])
+def test_tgpo_is_proposed_to_other_methods_alone(examine, monkeypatch, limit, value):
+    monkeypatch.setattr(pair_checks, limit, value)
+    assert "Prefer tgpo" in texts(examine(method="rkl"), "warning", "divergence")
+    said = texts(examine(method="tgpo-trust-horizon"), "warning", "divergence")
+    assert "Prefer" not in said and "Nothing: the guidance of tgpo" in said
+
+
 def test_a_card_that_cannot_be_measured_is_a_warning(examine):
     found = examine(max_new_tokens=100)  # fits the prompts, but not the prefixes that the card goes on from
     assert "It was not measured" in texts(found, "warning", "divergence") and found.status == 1

@@ -1,6 +1,7 @@
 """The doctor on runs that are there, on answers that are cut, on rewards of one's own; and what its lines are about."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -90,6 +91,28 @@ def test_right_answers_that_the_mark_can_never_match_are_warned_about(tiny_confi
     said = told(examined(tiny_config(tmp_path, dataset=str(tmp_path))), "warning", "reward")
     assert "3 of 20 right answers are none, such as 'so #### 7'" in said and "--answer-after" in said
     assert not told(examined(tiny_config(tmp_path)), "warning", "reward")
+
+
+def test_right_answers_that_math_verify_cannot_read_are_warned_about(tiny_config, tmp_path):
+    pytest.importorskip("math_verify")
+    whole = "She sold 3+4 = <<3+4=7>>7.\n#### 7"  # as in openai/gsm8k, without answer_after
+    for name, answers in (("good", ["\\frac{1}{2}", "7"]), ("bad", [whole])):
+        rows = [{"prompt": f"1+{n % 9}+{n % 7}=", "answer": answers[n % len(answers)]} for n in range(70)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    good, bad = (
+        examined(tiny_config(tmp_path, dataset=str(tmp_path / f"{name}.jsonl"), reward="math_verify"))
+        for name in ("good", "bad")
+    )
+    assert not told(good, "warning", "reward")
+    said = told(bad, "warning", "reward")
+    assert re.search(r"find (\d+) of \1 right answers equal to themselves", said)
+    assert "'She sold" in said.replace('"', "'") and "--answer-after" in said
+
+
+def test_two_models_that_are_always_right_are_no_reason_to_doubt_the_teacher(my_reward, tiny_config, tmp_path):
+    found = examined(tiny_config(tmp_path, reward=my_reward("return 1.0"), max_new_tokens=40), card_tokens=40)
+    assert found.card.teacher_accuracy == found.card.student_accuracy == 1
+    assert "is right in" not in told(found, "warning", "divergence")
 
 
 # ── Runs that are there ──────────────────────────────────────────────────────────────────────────

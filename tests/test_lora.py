@@ -1,6 +1,7 @@
 """Training adapters instead of all weights: what is trained, what is stored, what loads again."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tgpo_lab.config import TrainConfig
+from tgpo_lab.doctor.diagnose import diagnose
 from tgpo_lab.errors import InputError
 from tgpo_lab.models.lora import add_adapters
 from tgpo_lab.models.pairs import load_model
@@ -107,3 +109,19 @@ def test_adapters_beside_a_merged_model_are_missed_when_they_are_cut(tiny_config
     adapters.write_bytes(adapters.read_bytes()[:-1])
     with pytest.raises(InputError, match=r"adapter_model\.safetensors has \d+ bytes where"):
         latest_checkpoint(run.directory)
+
+
+@needs_peft
+@pytest.mark.parametrize("rank", [0, 4])
+def test_adapters_are_no_student_of_another_run(tiny_config, tmp_path, rank):
+    """They are frozen as they load, and new ones cannot be put on top of them."""
+    made = train(tiny_config(tmp_path / "made", lora_rank=4, steps=1), show_progress=False)
+    adapters = latest_checkpoint(made.directory)
+    config = tiny_config(tmp_path, student=str(adapters), lora_rank=rank)
+    with pytest.raises(InputError, match=rf"{adapters} holds adapters.*--resume.*merge_and_unload") as refusal:
+        train(config, show_progress=False)
+    assert not Path(config.output).exists()
+    assert [f.text for f in diagnose(config, device="cpu").findings if f.level == "refused"] == [str(refusal.value)]
+    # As a teacher they are as good as any model.
+    assert diagnose(tiny_config(tmp_path, teacher=str(adapters)), device="cpu").memory.parts["teacher"] > 0
+    assert train(tiny_config(tmp_path, teacher=str(adapters), steps=1), show_progress=False).completed

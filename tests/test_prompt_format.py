@@ -128,6 +128,14 @@ def test_what_cannot_work_is_refused(random_pair, chatting):
     pair = load_pair(random_pair.student, random_pair.teacher, prompt_format=PromptFormat(True))
     with pytest.raises(InputError, match=rf"{random_pair.student} has no chat template"):
         pair.encode(["1"])
-    student = chatting("student", "{{ raise_exception('no system message here') }}")
-    with pytest.raises(InputError, match=rf"chat template of {student} cannot be filled .*no system message here"):
+
+
+@pytest.mark.parametrize(
+    "template, said",
+    [("{{ raise_exception('no system message here') }}", "no system message here"), ("{{ 1 // 0 }}", "by zero"),
+     ("{% for m in messages %}", "end of template"), ("{{ [][0].content }}", "no element 0")],
+)  # fmt: skip
+def test_a_template_that_fails_is_refused(random_pair, chatting, template, said):
+    student = chatting("student", template)
+    with pytest.raises(InputError, match=rf"chat template of {student} cannot be filled .*{said}"):
         load_pair(student, random_pair.teacher, prompt_format=PromptFormat(True))

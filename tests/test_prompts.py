@@ -202,7 +202,9 @@ def test_a_test_split_with_other_columns_is_refused_when_it_is_asked_for_and_not
     with pytest.raises(InputError, match=r"There is no split 'validation': choose one of train"):
         splits["validation"]
     (gsm8k / "main" / "train-00000-of-00002.parquet").write_text("?")
-    with pytest.raises(InputError, match="is no Parquet file that can be read"):  # a split that is used
+    with pytest.raises(
+        InputError, match=r"is no Parquet file that can be read .*Write or copy it again"
+    ):  # a split that is used
         load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
 
 
@@ -268,6 +270,37 @@ def test_messages_without_text_are_refused(tmp_path):
     (tmp_path / "train.jsonl").write_text('{"prompt": [{"role": "user", "content": [{"text": "?"}]}], "answer": "2"}')
     with pytest.raises(InputError, match=r"line 1: expected text under the key 'prompt', but found prompt=\[\{'text'"):
         load_prompts(tmp_path)
+
+
+def test_of_a_field_that_is_missing_the_others_beside_it_are_named(tmp_path):
+    row = {"prompt": "1+2=", "judged": {"by": {"rule": "3", "style": "x"}}, "answer": "3"}
+    write(tmp_path / "train.jsonl", row)
+    for column, found in (
+        ("judged.by.truth", r"\['rule', 'style'\] in judged\.by\."),
+        ("judged.with", r"\['by'\] in judged\."),
+        ("answer.text", r"\['answer', 'judged', 'prompt'\]\."),
+        ("truth", r"\['answer', 'judged', 'prompt'\]\."),
+    ):
+        with pytest.raises(InputError, match=rf"under the key '{column}', but found the keys {found} Name the column"):
+            load_prompts(tmp_path, answer_column=column)
+
+
+def test_a_mark_at_the_beginning_of_a_file_is_passed_over(tmp_path):
+    rows = [{"prompt": f"{n}+1=", "answer": str(n + 1)} for n in range(3)]
+    text = "".join(json.dumps(row) + "\r\n" for row in rows)
+    (tmp_path / "train.jsonl").write_text(text, encoding="utf-8-sig", newline="")
+    assert load_prompts(tmp_path)["train"].to_list() == rows
+    (tmp_path / "train.jsonl").write_text(text + "\ufeff" + text, encoding="utf-8", newline="")
+    with pytest.raises(InputError, match="line 4: not a JSON object"):
+        load_prompts(tmp_path)
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_a_folder_of_save_to_disk_says_how_it_is_read(tmp_path, several):
+    split = Dataset.from_list([{"prompt": "1+1=", "answer": "2"}])
+    (DatasetDict(train=split) if several else split).save_to_disk(tmp_path / "saved")
+    with pytest.raises(InputError, match=r"save_to_disk.*load_from_disk.*to_parquet to train\.parquet"):
+        load_prompts(tmp_path / "saved")
 
 
 def test_the_hub_is_asked_for_name_and_configuration(gsm8k, monkeypatch):

@@ -340,6 +340,13 @@ def test_a_function_that_raises_is_named_with_the_response(own_module):
     assert len(str(refusal.value)) < 1200
 
 
+@pytest.mark.parametrize("body", ["def judge(response, answer):\n    ", ""], ids=["judging", "imported"])
+def test_what_a_function_raises_on_several_lines_is_told_on_one(own_module, body):
+    with pytest.raises(InputError, match="ValueError: one two") as refusal:
+        reward_function(own_module(f"{body}raise ValueError('one\\n  two')"))("r", "7")
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_function_that_ends_the_program_is_named_and_ctrl_c_is_not_taken_for_its_error(own_module):
     path = own_module("import sys\ndef judge(response, answer):\n    sys.exit(3)\n")
     with pytest.raises(InputError, match=r"judge raised SystemExit: 3 for the response 'r'"):

@@ -1,10 +1,12 @@
 """Memory or disk that is full, and a scheduler's signal: caused for real, in processes whose limits are lowered."""
 
 import contextlib
+import errno
 import gc
 import json
 import os
 import resource
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -288,6 +290,42 @@ def test_a_disk_full_of_bytes_is_told_like_a_limit(tiny_config, tmp_path):
     assert "DiskFullError: A file of the run could not be written ([Errno 28] No space left on device)" in group.errors(
         0
     )
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EIO])
+def test_a_disk_that_fails_is_told_and_the_run_goes_on(tiny_config, tmp_path, code):
+    config = tiny_config(tmp_path, steps=4, checkpoint_every=1)
+
+    def fails(descriptor):
+        raise OSError(code, os.strerror(code))
+
+    group = Group(1, lambda index: (at_step(1, lambda: setattr(os, "fsync", fails)), quiet(config)), tmp_path)
+    assert group.wait() == [1]
+    folder = tmp_path / "run"
+    assert f"DiskFullError: A file of the run could not be written ([Errno {code}]" in group.errors(0)
+    told = f"checkpoints/step-000001. See that {folder} can be written again, then go on: tgpo-lab train --resume"
+    assert told in group.errors(0)
+    assert quiet(config, resume=True).completed
+
+
+@pytest.mark.parametrize("gone", ["", "checkpoints"])
+def test_a_folder_that_is_taken_away_is_told(tiny_config, tmp_path, gone):
+    folder = tmp_path / "run"
+
+    def taken_away() -> None:
+        shutil.rmtree(folder / gone)
+        (folder / gone).write_text("a file in its place")
+
+    group = Group(1, lambda index: (at_step(1, taken_away), quiet(tiny_config(tmp_path))), tmp_path)
+    assert group.wait() == [1]
+    assert "DiskFullError: A file of the run could not be written (" in group.errors(0)
+    again = f"There is no checkpoint yet: see that {folder} can be written again"
+    assert (again if gone else f"{folder} holds the run no more: restore it") in group.errors(0)
+
+
+def test_a_file_that_is_missing_elsewhere_is_not_the_disks_fault(tiny_config, tmp_path):
+    group = Group(1, lambda index: (at_step(1, lambda: os.stat("/none")), quiet(tiny_config(tmp_path))), tmp_path)
+    assert group.wait() == [1] and "FileNotFoundError" in group.errors(0).splitlines()[-1]
 
 
 def test_no_room_for_the_first_checkpoint(tiny_config, tmp_path):

@@ -292,7 +292,14 @@ def dies_in_mid_answer(number, handler):
 
 
 def not_json(number, handler):
-    data = b"<html>Bad gateway</html>"
+    return sends(b"<html>Bad gateway</html>", handler)
+
+
+def nested(number, handler):
+    return sends(b"[" * 100_000, handler)
+
+
+def sends(data: bytes, handler) -> bool:
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(data)))
     handler.end_headers()
@@ -327,6 +334,7 @@ FAULTS = {
     "500": (lambda server: status_500, "answered with status 500 .the engine is starting."),
     "mid-answer": (lambda server: dies_in_mid_answer, "could not be reached or broke off .RemoteProtocolError"),
     "not JSON": (lambda server: not_json, "something that is not JSON .<html>Bad gateway</html>."),
+    "brackets": (lambda server: nested, "something that is not JSON .\\[\\[\\["),
     "stalls": (stalls, "did not answer within 0.3 seconds"),
     "trickles": (trickles, "did not answer within 0.3 seconds"),
 }

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.teachers.trace_cache import TraceCache, teacher_identity
+from tgpo_lab.training import train
 
 PROMPTS = [[45, 46, 47], [50], [45, 50]]
 
@@ -142,6 +144,29 @@ def test_other_seeds_limits_and_teachers_have_traces_of_their_own(pair, open_cac
     assert one != two
     about = json.loads((caches[1].folder / "about.json").read_text())
     assert about["seed"] == 1 and about["teacher"].startswith("sha256:")
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_teacher_with_adapters_has_traces_of_its_own(tiny_config, tmp_path, random_pair, offload):
+    """transformers calls a model with adapters by its base's name, which is no identity."""
+    pytest.importorskip("peft")
+    made = train(
+        tiny_config(student=str(random_pair.teacher), lora_rank=2, steps=2, checkpoint_every=1, learning_rate=0.01),
+        show_progress=False,
+    )  # fmt: skip
+    before, after = (made.directory / "checkpoints" / f"step-00000{step}" for step in (1, 2))
+    scaled = Path(shutil.copytree(after, tmp_path / "scaled"))
+    settings = json.loads((scaled / "adapter_config.json").read_text())
+    (scaled / "adapter_config.json").write_text(json.dumps({**settings, "lora_alpha": 2 * settings["lora_alpha"]}))
+    elsewhere = shutil.copytree(after, tmp_path / "elsewhere")
+    teachers = [random_pair.teacher, before, after, scaled, elsewhere]
+    for number, teacher in enumerate(teachers):
+        config = tiny_config(
+            teacher=str(teacher), method="sft", teacher_cache=str(tmp_path / "traces"), teacher_offload=offload,
+            output=str(tmp_path / f"run-{number}"), steps=1,
+        )  # fmt: skip
+        train(config, show_progress=False)
+    assert len(list((tmp_path / "traces").iterdir())) == len(teachers) - 1
 
 
 @pytest.mark.parametrize("name", ["some/teacher", "no/name/at all"])

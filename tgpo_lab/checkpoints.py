@@ -70,9 +70,10 @@ def save_checkpoint(
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """Whole checkpoints under ``folder``, oldest first. Half-written ones have another name."""
-    found = (p for p in folder.glob(f"{PREFIX}*") if (p / STATE_FILE).exists())
-    return sorted(found, key=lambda p: int(p.name.removeprefix(PREFIX)))
+    """Whole checkpoints under ``folder``, oldest first. Half-written ones, and copies that someone keeps beside them,
+    have other names."""
+    numbers = {p: p.name.removeprefix(PREFIX) for p in folder.glob(f"{PREFIX}*") if (p / STATE_FILE).exists()}
+    return sorted((p for p, number in numbers.items() if number.isdecimal()), key=lambda p: int(numbers[p]))
 
 
 def read_state(checkpoint: Path) -> CheckpointState:

@@ -154,11 +154,16 @@ def read_config(directory: Path) -> TrainConfig:
     """Configuration of a stored run.
 
     Raises:
-        InputError: the folder holds no run.
+        InputError: the folder holds no run, or one with settings that are not known here.
     """
     file = Path(directory) / CONFIG_FILE
     try:
         return TrainConfig.from_dict(json.loads(file.read_text())["config"])
+    except InputError as error:
+        raise InputError(
+            f"{file} cannot be read: {error} Take the version of tgpo_lab that made the run, which the file names, or "
+            "restore the file."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{directory} holds no run ({file.name}: {error}). Give the output folder of a run."

@@ -6,15 +6,29 @@ sentence on the error stream and exit status 2.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 from ..errors import InputError, RunError
 
+CLOSED_PIPE = 141
+"""Exit status of a program that SIGPIPE has ended."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()  # not as Python ends, when nothing can catch what goes wrong
+    except BrokenPipeError:  # what is printed is read no further, as of `tgpo-lab train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left
+        return CLOSED_PIPE
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in {"-h", "--help", "help"}:
         print(_overview())
         return 0 if arguments else 2

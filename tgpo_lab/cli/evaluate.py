@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,9 +49,9 @@ class EvaluateOptions:
     answer_after: str | None = None
     """The right answer is what stands after the last such mark in its column."""
     prompt_template: str = "{prompt}"
-    """Text around every prompt; {prompt} stands for it. Of a run, its own is used."""
+    """Text around every prompt; {prompt} stands for it. A run has its own."""
     chat_template: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Put prompts into the chat template of the student's tokenizer. Of a run, its own choice is used."""
+    """Put prompts into the chat template of the student's tokenizer. For a run that is decided."""
     system_prompt: str | None = None
     """System message of that chat."""
     chat_template_options: tuple[str, ...] = ()
@@ -80,6 +80,12 @@ class EvaluateOptions:
     """Of its weights: float32, or as the run has it, if left out."""
 
 
+_OF_A_PAIR = (
+    "model", "student", "teacher", "prompt_template", "chat_template", "system_prompt", "chat_template_options",
+)  # fmt: skip
+_OF_A_DATASET = ("dataset_config", "prompt_column", "answer_column", "answer_after")
+
+
 def evaluate_command(arguments: list[str]) -> int:
     """Evaluate a model."""
     options = tyro.cli(EvaluateOptions, args=arguments, prog="tgpo-lab evaluate")
@@ -91,6 +97,7 @@ def evaluate_command(arguments: list[str]) -> int:
         raise InputError(f"sampling_rows must be 0 (all at once) or more, but is {options.sampling_rows}.")
     if not 0 <= options.temperature < float("inf"):
         raise InputError(f"temperature must be 0 or more, but is {options.temperature}.")
+    _refuse_idle_options(options)
     pair, model, config = _what_answers(options)
     prompts = _prompts(options, pair, config)
     rows = options.sampling_rows
@@ -122,8 +129,6 @@ def evaluate_command(arguments: list[str]) -> int:
 
 def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, TrainConfig | None]:
     """The pair, the model that answers, and the configuration of the run, if it is of one."""
-    if options.run is not None and options.model == "teacher":
-        raise InputError("--run evaluates the run's student; leave --model teacher out.")
     device = require_device(options.device or usual_device())
     config = None if options.run is None else read_config(Path(options.run))
     dtype = dtype_of(options.precision or (config.precision if config else "float32"))
@@ -142,6 +147,24 @@ def _what_answers(options: EvaluateOptions) -> tuple[Pair, PreTrainedModel, Trai
     )
     trained = load_model(latest_checkpoint(Path(options.run)), dtype, device)
     return replace(pair, student=trained), trained, config
+
+
+def _refuse_idle_options(options: EvaluateOptions) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        InputError: names the first of them.
+    """
+    idle = {}
+    if options.run is not None:
+        idle |= dict.fromkeys(_OF_A_PAIR, "--run evaluates the run's student, with prompts in the form that it has")
+    if options.dataset is None:
+        idle |= dict.fromkeys(_OF_A_DATASET, "Without --dataset the prompts are the run's or the pair's own")
+    for item in fields(options):
+        value = getattr(options, item.name)
+        if item.name in idle and value != item.default:
+            said = "" if value is True else f" {' '.join(value) if isinstance(value, tuple) else value}"
+            raise InputError(f"{idle[item.name]}; leave --{item.name.replace('_', '-')}{said} out.")
 
 
 def _prompts(options: EvaluateOptions, pair: Pair, config: TrainConfig | None) -> Dataset:

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoConfig
 
 from ..config import TrainConfig
 from ..errors import InputError
 from ..loop.out_of_memory import told_while_loading
 from ..loop.preparation import equip, load_as_in_run
 from ..loop.requirements import package_requirements, pair_requirements, require_prompts, require_whole_adapters
-from ..models.pairs import load_tokenizer, pair_paths, require_room
+from ..models.pairs import load_configuration, load_tokenizer, pair_paths, require_room
 from ..parallel.placement import usual_device
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import open_cache
@@ -187,8 +186,8 @@ def require_possible_processes(config: TrainConfig, processes: int, sharded: boo
 
 def _shapes(found: Diagnosis, student: str, teacher: str) -> tuple[Shape, Shape] | None:
     try:
-        return tuple(shape_of(AutoConfig.from_pretrained(path, trust_remote_code=False)) for path in (student, teacher))
-    except (OSError, ValueError, AttributeError) as error:
+        return tuple(shape_of(load_configuration(path)) for path in (student, teacher))
+    except (InputError, OSError, ValueError, AttributeError) as error:
         found.add("warning", "memory", f"The shapes of the models are not known ({error}), so nothing was estimated.")
         return None
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config import TrainConfig
 from ..diagnostics.pair_card import measure_pair
 from ..errors import InputError
+from ..methods import TGPO
 from ..models.pairs import Pair, end_tokens
 from ..models.policy import project_to_vocabulary, response_hidden_states
 from ..models.shared_vocabulary import SharedVocabulary, share_vocabulary
@@ -187,11 +188,12 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
     else:
         by_whom = "the run cuts them, and an answer that is cut counts as wrong"
         longer = f"Give a larger max_new_tokens: --max-new-tokens {2 * max_new_tokens} or more."
+    guided = "Nothing: the guidance of tgpo is for such a student." if isinstance(config.method, TGPO) else ""
     for bad, text, change in (
         (card.teacher_cut >= (MOSTLY_CUT if cut else OFTEN_CUT),
          f"{card.teacher_cut:.2f} of the teacher's answers are longer than the {max_new_tokens} tokens after which "
          f"{by_whom}.", longer),
-        (not mostly_cut and card.teacher_accuracy <= card.student_accuracy,
+        (not mostly_cut and card.teacher_accuracy <= card.student_accuracy and card.teacher_accuracy < 1,
          f"The teacher is right in {card.teacher_accuracy:.2f} of its answers, the student in "
          f"{card.student_accuracy:.2f}.", "Look at its answers, the prompt format and the reward before its logits."),
         (not mostly_cut and card.reliability < RELIABLE,
@@ -199,10 +201,11 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
          "Choose another teacher, or gate its guidance: tgpo-confidence, tgpo-trust-horizon."),
         (card.opening_logprob < FAR_OPENING,
          f"The teacher's opening {card.opening!r} has {card.opening_logprob:.1f} nats under the student: it is hardly "
-         "ever sampled.", "Prefer tgpo to methods that only judge the student's own tokens: rkl, kdrl, grpo."),
+         "ever sampled.",
+         guided or "Prefer tgpo to methods that only judge the student's own tokens: rkl, kdrl, grpo."),
         (card.rejected > OFTEN_REJECTED,
          f"The teacher rejects {card.rejected:.2f} of the student's tokens.",
-         "Prefer tgpo or a smaller teacher weight to rkl, whose reward is unbounded on such tokens."),
+         guided or "Prefer tgpo or a smaller teacher weight to rkl, whose reward is unbounded on such tokens."),
     ):  # fmt: skip
         if bad:
             found.add("warning", "divergence", text, change)

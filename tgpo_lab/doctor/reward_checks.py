@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..config import TrainConfig
-from ..tasks.rewards import PLAIN_INTEGER, last_number, reward_function
+from ..tasks.rewards import PLAIN_INTEGER, math_verify, require_readable_answers, reward_function
 from .diagnosis import Diagnosis
+
+LOOKED_AT = 32
+"""Right answers, at most, that are read by a reward which takes its time."""
 
 
 def check_answers(found: Diagnosis, config: TrainConfig, answers: Sequence[str]) -> None:
@@ -15,10 +18,8 @@ def check_answers(found: Diagnosis, config: TrainConfig, answers: Sequence[str])
     Raises:
         ExaminationEnded: last_number cannot.
     """
-    if config.reward == "last_number":
-        with found.refused_as("reward"):
-            for answer in answers:
-                last_number("", answer)
+    with found.refused_as("reward"):
+        require_readable_answers(config.reward, answers)
     if config.reward == "marked_answer":
         unreachable = [answer for answer in answers if not PLAIN_INTEGER.fullmatch(answer)]
         if unreachable:
@@ -28,6 +29,18 @@ def check_answers(found: Diagnosis, config: TrainConfig, answers: Sequence[str])
                 f"such as {unreachable[0][-80:]!r}: no response to those prompts gets a reward.",
                 "Choose another reward (last_number, math_verify, exact_match), or say where the answer stands: "
                 "--answer-column, --answer-after.",
+            )  # fmt: skip
+    if config.reward == "math_verify":
+        # Each may take seconds; where a column holds something else, it does so in most rows.
+        looked = answers[:: -(-len(answers) // LOOKED_AT)]
+        unreadable = [answer for answer in looked if not math_verify(f"\\boxed{{{answer}}}", answer)]
+        if unreadable:
+            found.add(
+                "warning", "reward",
+                f"math_verify does not find {len(unreadable)} of {len(looked)} right answers equal to themselves, such "
+                f"as {unreadable[0][-80:]!r}: it can read no response as equal to them.",
+                "Choose another reward (last_number, exact_match), or say where the answer stands: --answer-column, "
+                "--answer-after.",
             )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from ..runs import (
 )
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
+from ..tasks.rewards import require_readable_answers
 from ..teachers.sources import Teacher, open_teacher
 from .requirements import fused_models, require_fitting_options, require_prompts, require_whole_adapters
 
@@ -153,6 +154,7 @@ def prepare(
     if resume:
         require_same_prompts(directory, prompts, source)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
+    require_readable_answers(config.reward, [*training_prompts["answer"], *held_out["answer"]])
     teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
     if not resume:
         processes.first_alone(hold)

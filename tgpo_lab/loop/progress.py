@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -42,7 +44,8 @@ class TrainingProgress:
         )
         self._progress.update(self._task, completed=step, state=state)
         if self._show and not self._live and (step % max(1, self._steps // 10) == 0 or step == self._steps):
-            print(f"{self._title}  step {step}/{self._steps}  {state}", flush=True)
+            with suppress(BrokenPipeError):  # a run does not end because nobody reads on
+                print(f"{self._title}  step {step}/{self._steps}  {state}", flush=True)
 
     def say(self, text: str) -> None:
         """Print one line."""

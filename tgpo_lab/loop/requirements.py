@@ -75,6 +75,7 @@ def require_whole_adapters(config: TrainConfig) -> None:
 def pair_requirements(config: TrainConfig, pair: Pair, device: torch.device) -> list[Requirement]:
     """What this run's options need of its pair, loaded, and of the device that the student has in the run."""
     return [
+        ("student", partial(_require_no_adapters, config, pair)),
         ("guidance_top_k", partial(_require_tokens, config, pair)),
         *(
             ("fused_kernels", partial(require_known_to_liger, model, name))
@@ -82,6 +83,15 @@ def pair_requirements(config: TrainConfig, pair: Pair, device: torch.device) -> 
         ),
         ("engine", partial(require_engine, config, pair.student, device)),
     ]
+
+
+def _require_no_adapters(config: TrainConfig, pair: Pair) -> None:
+    if getattr(pair.student, "peft_config", None):
+        raise InputError(
+            f"{config.student} holds adapters, frozen as they were loaded, and a run trains a whole model or adapters "
+            "of its own. Go on with the run that made them (--resume), or merge them into their base first: peft's "
+            "merge_and_unload, or checkpoints of a run with lora_merged."
+        )
 
 
 def _require_tokens(config: TrainConfig, pair: Pair) -> None:
@@ -100,8 +110,8 @@ def require_fitting_options(config: TrainConfig, pair: Pair, device: torch.devic
         device: of the student in the run, which need not be where it is now.
 
     Raises:
-        InputError: more guiding tokens than the pair has, an architecture that Liger or compiled decoding does not
-            know, a student that vLLM cannot follow.
+        InputError: a student that is adapters on a base, more guiding tokens than the pair has, an architecture that
+            Liger or compiled decoding does not know, a student that vLLM cannot follow.
     """
     for _, require in pair_requirements(config, pair, device):
         require()

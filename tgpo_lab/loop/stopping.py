@@ -20,7 +20,7 @@ from ..config import TrainConfig
 from ..errors import RunError
 from ..files import write_json, written_folder
 from ..parallel.processes import Processes
-from ..runs import CHECKPOINTS, latest_checkpoint
+from ..runs import CHECKPOINTS, CONFIG_FILE, latest_checkpoint
 from .out_of_memory import elsewhere
 
 
@@ -29,7 +29,16 @@ class NonFiniteError(RunError):
 
 
 class DiskFullError(RunError):
-    """A file could not be written whole; the message says what is left to go on from."""
+    """A file could not be written whole, for want of room or of its folder; the message says what is left to go on
+    from."""
+
+
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+"""No space, no quota, or a file larger than allowed."""
+FAILING = {errno.EIO, errno.EROFS, errno.ESTALE}
+"""The disk fails, was made read-only for that, or is another machine's that has gone."""
+LOST = {errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM}
+"""The file's folder is not there any more, or no longer open to this user."""
 
 
 class StopRequest:
@@ -57,7 +66,7 @@ class StopRequest:
 
 @contextmanager
 def full_memory_or_disk_told(config: TrainConfig) -> Iterator[None]:
-    """Context of a run that says in one sentence that memory or disk is full, and how to go on.
+    """Context of a run that says in one sentence that memory or disk is full, or the disk gone, and how to go on.
 
     Raises:
         OutOfMemoryError: memory ran out.
@@ -70,24 +79,34 @@ def full_memory_or_disk_told(config: TrainConfig) -> Iterator[None]:
     except Exception as error:
         if is_out_of_memory(error):
             raise elsewhere(error, config) from error
-        if not _is_full_disk(error):
-            raise
         folder = Path(config.output)
+        if _is_of_the_disk(error, FULL):
+            remedy = "make room"
+        elif _is_of_the_disk(error, FAILING) or _is_of_the_disk(error, LOST, within=folder):
+            remedy = f"see that {folder} can be written again"
+        else:
+            raise
         whole = checkpoint_folders(folder / CHECKPOINTS)
-        left = (
-            f"The last whole checkpoint is {whole[-1]}. Make room, then go on: tgpo-lab train --resume {folder}"
-            if whole
-            else f"There is no checkpoint yet: make room, then begin again: tgpo-lab train --resume {folder}"
-        )
+        again = f"tgpo-lab train --resume {folder}"
+        if whole:
+            left = f"The last whole checkpoint is {whole[-1]}. {remedy[0].upper()}{remedy[1:]}, then go on: {again}"
+        elif (folder / CONFIG_FILE).exists():
+            left = f"There is no checkpoint yet: {remedy}, then begin again: {again}"
+        else:
+            left = f"{folder} holds the run no more: restore it, or start the run anew."
         raise DiskFullError(f"A file of the run could not be written ({error}). {left}") from error
 
 
-def _is_full_disk(error: Exception) -> bool:
-    """No space, no quota, or a file larger than allowed; safetensors tells them by text alone."""
-    codes = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+def _is_of_the_disk(error: Exception, codes: set[int], within: Path | None = None) -> bool:
+    """Whether an error has one of the codes, of a file below ``within`` if that is given; safetensors tells codes by
+    text alone, and no file."""
     if isinstance(error, SafetensorError):
-        return any(f"os error {code}" in str(error) for code in codes)
-    return isinstance(error, OSError) and error.errno in codes
+        return any(f"(os error {code})" in str(error) for code in codes)
+    if not isinstance(error, OSError) or error.errno not in codes:
+        return False
+    if within is None:
+        return True
+    return error.filename is not None and Path(error.filename).absolute().is_relative_to(within.absolute())
 
 
 def refuse_non_finite(

@@ -35,6 +35,9 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 # In a checkout the data stands beside the package, in an installed wheel inside it.
 DATA = next((d for d in (_PACKAGE / "data", _PACKAGE.parent / "data") if d.is_dir()), _PACKAGE.parent / "data")
 
+LONGEST_REASON = 300
+"""Characters of what transformers says that stand in a refusal."""
+
 
 @dataclass
 class Pair:
@@ -142,7 +145,7 @@ def load_pair(
     shared = share_vocabulary(tokenizer, teacher_tokenizer, str(student_path), str(teacher_path))
     changed = {}
     if student_positions is not None or student_rope_theta is not None:
-        changed["config"] = _configuration(student_path)
+        changed["config"] = load_configuration(student_path)
         set_positions(changed["config"], student_positions, student_rope_theta, str(student_path))
     student = load_model(student_path, student_dtype, device, **changed)
     if teacher_device.type == "meta":
@@ -234,11 +237,12 @@ def load_model(
         options: further arguments of ``from_pretrained``, such as ``revision`` or ``attn_implementation``.
 
     Raises:
-        InputError: nothing there, a damaged file, or an architecture that is not a causal model.
+        InputError: nothing there, a damaged file, an architecture that is not a causal model, or weights whose
+            quantisation needs a package that is not installed.
     """
     hide_bars_of_weights()
     if (Path(path) / CONFIGURATION / CONFIG_NAME).is_file():
-        options = {"config": _configuration(Path(path) / CONFIGURATION), **options}
+        options = {"config": load_configuration(path), **options}
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(path), dtype=dtype, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **options
@@ -253,7 +257,7 @@ def load_model(
         raise InputError(
             f"The weights in {path} are damaged or cut short ({error}). Copy or train the checkpoint again."
         ) from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         if is_out_of_memory(error):
             raise
         raise InputError(_cannot_load("model", path, error)) from error
@@ -266,7 +270,7 @@ def load_without_weights(path: str | Path) -> PreTrainedModel:
     Raises:
         InputError: nothing there, or an architecture that is not a causal model.
     """
-    config = _configuration(path)
+    config = load_configuration(path)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -286,19 +290,32 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     try:
         require_name(Path(path))
         return AutoTokenizer.from_pretrained(str(path), trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError) as error:
         raise InputError(_cannot_load("tokenizer", path, error)) from error
 
 
-def _configuration(path: str | Path) -> PretrainedConfig:
+def load_configuration(path: str | Path) -> PretrainedConfig:
+    """Load a model's configuration; of adapters, the one that they were trained with.
+
+    Raises:
+        InputError: nothing there, or no architecture that is known here.
+    """
+    adapters = Path(path) / CONFIGURATION
     try:
-        return AutoConfig.from_pretrained(str(path), trust_remote_code=False)
+        folder = adapters if (adapters / CONFIG_NAME).is_file() else path
+        return AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InputError(_cannot_load("configuration", path, error)) from error
 
 
 def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
-    reason = str(error).strip().split("\n")[0][:200]
+    first = str(error).strip().split("\n")[0].rstrip(".")
+    reason = first if len(first) <= LONGEST_REASON else first[:LONGEST_REASON].rpartition(" ")[0] + " …"
+    if isinstance(error, ImportError):  # of quantised weights, or of a tokenizer that is no tokenizer.json
+        return (
+            f"The {what} of {path} needs a package that is not installed here ({reason}). Install it, or give a model "
+            "whose weights are not quantised and whose tokenizer is a tokenizer.json."
+        )
     try:
         there = Path(path).exists()
     except OSError:
@@ -306,6 +323,7 @@ def _cannot_load(what: str, path: str | Path, error: Exception) -> str:
     if not there:
         return (
             f"No {what} at {path}: it is neither an existing folder nor a name that could be loaded from the hub "
-            f"(shipped pairs: {', '.join(shipped_pairs())}). Check the path, the name and the network."
+            f"({reason}; shipped pairs: {', '.join(shipped_pairs())}). Check the path, the name, the network and, of a "
+            "gated model, the login."
         )
     return f"The {what} in {path} could not be loaded ({reason}). Expected a Hugging Face folder with safetensors."

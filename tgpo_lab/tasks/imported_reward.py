@@ -45,7 +45,7 @@ class ImportedReward:
             raise
         except BaseException as error:  # SystemExit too: the run would end without a word
             raise InputError(
-                f"The reward {self.path} raised {type(error).__name__}: {error} {said}. Correct the function; a run "
+                f"The reward {self.path} raised {_named(error)} {said}. Correct the function; a run "
                 "goes on from its last checkpoint with --resume."
             ) from error
         try:
@@ -69,7 +69,7 @@ def _import(path: str) -> Callable[[str, str], object]:
         raise
     except BaseException as error:  # whatever the user's module raises, SystemExit too
         raise InputError(
-            f"The reward {path!r} could not be imported ({type(error).__name__}: {error}). Its module must be "
+            f"The reward {path!r} could not be imported ({_named(error)}). Its module must be "
             "installed or stand in the working directory."
         ) from error
     if not callable(function):
@@ -84,6 +84,11 @@ def _import(path: str) -> Callable[[str, str], object]:
     except ValueError:
         pass  # written in C: it has no signature to look at
     return function
+
+
+def _named(error: BaseException) -> str:
+    """Its kind and what it says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _tail(text: str) -> str:

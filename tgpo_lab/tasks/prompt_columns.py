@@ -47,7 +47,7 @@ class PromptColumns:
             if isinstance(value, float) and value.is_integer():
                 value = int(value)  # what pandas makes of integers with gaps between them
             if not isinstance(value, (str, int)) or isinstance(value, bool) or str(value).strip() == "":
-                found = f"the keys {sorted(row)}" if value is _MISSING else f"{column}={value!r}"[:200]
+                found = _keys(row, column) if value is _MISSING else f"{column}={value!r}"[:200]
                 advice = _advice(value, column, option)
                 raise InputError(f"{place}: expected text under the key {column!r}, but found {found}. {advice}")
             texts[column] = str(value)
@@ -90,6 +90,17 @@ def _field(row: dict, column: str) -> object:
             return _MISSING
         value = value[name]
     return value
+
+
+def _keys(row: dict, column: str) -> str:
+    """The keys that there are where a column, or the first field of it that is missing, was looked for."""
+    value, within = row, []
+    for name in column.split("."):
+        if not isinstance(value.get(name), dict):
+            break
+        value = value[name]
+        within.append(name)
+    return f"the keys {sorted(value)}" + (f" in {'.'.join(within)}" if within else "")
 
 
 def _is_chat(value: object) -> bool:

@@ -6,7 +6,6 @@ import inspect
 import json
 from dataclasses import dataclass
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import InputError
@@ -97,7 +96,7 @@ class PromptFormat:
             return tokenizer.apply_chat_template(
                 turns, tokenize=False, add_generation_prompt=add_generation_prompt, **told
             )
-        except (TemplateError, TypeError, ValueError) as error:
+        except Exception as error:  # a template is a program of its author's and may fail as any does
             raise InputError(
                 f"The chat template of {tokenizer.name_or_path} cannot be filled ({error}). Leave system_prompt, "
                 "chat_template_options or chat_template out."

@@ -160,12 +160,21 @@ def _files(folder: Path, name: str) -> list[Path]:
     return whole[:1] or sorted(folder.glob(f"{name}-*-of-*.parquet"))
 
 
+WRITTEN_BY_SAVE_TO_DISK = ("dataset_info.json", "dataset_dict.json")
+"""Files that tell such a folder, of one split or of several."""
+
+
 def _where_else(path: Path, name: str, config: str | None, columns: PromptColumns) -> str:
     """What to do where a folder has no training prompts."""
     if config is not None and (_files(path, name) or _files(path / "data", name)):
         return f"dataset_config is {config!r}, but {path} has such a file without it: leave dataset_config out."
     if having := sorted(folder.name for folder in path.iterdir() if folder.is_dir() and _files(folder, name)):
         return f"Such files are in {', '.join(having)} of {path}: name one as dataset_config."
+    if any((path / file).is_file() for file in WRITTEN_BY_SAVE_TO_DISK):
+        return (
+            f"It was written by save_to_disk of datasets: read it with load_from_disk, and write each split with "
+            f"to_parquet to {name}.parquet in a folder."
+        )
     # A file with the split's name is what anyone would make by hand.
     return (
         f"Put one JSON object a line there, with {(columns.prompt, columns.answer)}, or name the split with "
@@ -212,7 +221,8 @@ def _jsonl(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
         try:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    rows.append(columns.row(json.loads(line.decode("utf-8")), f"{file}, line {number}"))
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors begin with a mark
+                    rows.append(columns.row(json.loads(text), f"{file}, line {number}"))
                     rows[-1]["prompt"].encode(), rows[-1]["answer"].encode()
         except (ValueError, RecursionError) as error:
             raise InputError(
@@ -227,7 +237,10 @@ def _parquet(file: Path, columns: PromptColumns) -> list[dict[str, str]]:
         with no_bar_of_datasets():
             rows = Dataset.from_parquet(str(file), keep_in_memory=True)
     except Exception as error:  # the reader raises many kinds; to the user they are one
-        raise InputError(f"{file} is no Parquet file that can be read ({type(error).__name__}).") from error
+        raise InputError(
+            f"{file} is no Parquet file that can be read ({type(error).__name__}). Write or copy it again, or give the "
+            "prompts as .jsonl."
+        ) from error
     return _checked(rows, columns, str(file))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 
 import torch
@@ -86,6 +86,21 @@ def reward_function(name: str) -> Callable[[str, str], float]:
     if name == "math_verify":
         require_math_verify()
     return REWARDS[name]
+
+
+def require_readable_answers(reward: str, answers: Iterable[str]) -> None:
+    """Refuse right answers with which a reward could not compare any response.
+
+    Args:
+        reward: by name.
+        answers: of all prompts. A run would otherwise meet a bad one in some later step.
+
+    Raises:
+        InputError: last_number is to compare with an answer that has no number.
+    """
+    if reward == "last_number":
+        for answer in answers:
+            last_number("", answer)
 
 
 def score(

@@ -245,7 +245,7 @@ class ServerTeacher:
                 )
             try:
                 return response.json()
-            except ValueError:
+            except (ValueError, RecursionError):  # the second of brackets within brackets
                 problem = f"answered with something that is not JSON ({_reason(response)})"
         raise InputError(
             f"The teacher's server {address} {problem}; attempts: {self._retries + 1}. See whether it is up and can be "
@@ -276,7 +276,7 @@ def _reason(response: httpx.Response) -> str:
         found = response.json()
         found = found.get("error", found) if isinstance(found, dict) else found
         text = str(found.get("message", found) if isinstance(found, dict) else found)
-    except ValueError:
+    except (ValueError, RecursionError):
         text = response.text
     text = " ".join(text.split())
     return text[:200] + ("…" if len(text) > 200 else "") or "nothing said"

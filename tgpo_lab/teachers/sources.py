@@ -73,10 +73,10 @@ class LocalTeacher:
             InputError: the folder for its responses cannot be used.
         """
         self._pair, self._config, self._device, self._processes = pair, config, device, processes
+        self._limits = _limits(config, pair)
+        self._cache = open_cache(config, pair)  # before the weights are offloaded: it may read them
         if config.teacher_offload:
             offload(pair.teacher, config.teacher_device or device)
-        self._limits = _limits(config, pair)
-        self._cache = open_cache(config, pair)
 
     def ask(
         self,

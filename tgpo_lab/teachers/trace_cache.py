@@ -15,6 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,16 +29,39 @@ from ..files import require_name, require_writable_folder, write_bytes
 from ..randomness import generator_for
 from ..rollouts import Rollouts
 
+if TYPE_CHECKING:  # it is an extra
+    from peft import PeftConfig
+
 Draw = Callable[[list[list[int]], Tensor], Rollouts]
 """(prompts, (prompts × samples, limit) uniform numbers) → the rollouts that the teacher writes with them."""
 
 
 def teacher_identity(model: PreTrainedModel) -> str:
     """What tells a teacher's weights from others': a hub name with its revision, or the digest of a folder's files.
+    Where there are adapters that is their base's, and a digest of their own follows.
+
+    Args:
+        model: with its weights on a device: those of one that is offloaded are nowhere.
 
     Raises:
         InputError: the model was loaded from neither.
     """
+    adapters = getattr(model, "peft_config", None)
+    return _identity_of_base(model) + (f"+adapters:{_digest_of_adapters(model, adapters)}" if adapters else "")
+
+
+def _digest_of_adapters(model: PreTrainedModel, configurations: dict[str, PeftConfig]) -> str:
+    total = hashlib.sha256()
+    for name, configuration in sorted(configurations.items()):
+        settings = configuration.to_dict()
+        settings.pop("base_model_name_or_path")  # where the base lies changes nothing
+        total.update(json.dumps([name, settings], sort_keys=True, default=sorted).encode())  # sets alone are no JSON
+        for key, tensor in sorted(model.get_adapter_state_dict(name).items()):
+            total.update(key.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return total.hexdigest()
+
+
+def _identity_of_base(model: PreTrainedModel) -> str:
     folder = Path(model.name_or_path)
     if folder.is_dir():
         total = hashlib.sha256()
