@@ -214,12 +214,12 @@ def test_a_token_before_every_text_in_one_of_the_two(examine, altered):
     assert "['<eos>']" in texts(found, "warning", "tokenizers")
 
 
-def test_ends_that_differ_are_warned_about(examine, altered, tokenizer):
+def test_ends_that_differ_are_told(examine, altered, tokenizer):
     def change(model, tokenizer):
         model.generation_config.eos_token_id = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("</think>")]
 
     teacher = altered("teacher", change)
-    said = texts(examine(teacher=teacher), "warning", "end tokens")
+    said = texts(examine(teacher=teacher), "ok", "end tokens")
     assert "The student ends with '<eos>', the teacher with '<eos>', '</think>'" in said
     assert "any of '<eos>', '</think>' ends a response" in said
 
@@ -372,15 +372,14 @@ def test_a_measurement_that_cuts_the_teachers_answers_says_so_and_nothing_of_rig
 )  # fmt: skip
 def test_figures_beyond_their_limits_are_warned_about(examine, monkeypatch, limit, value, said):
     monkeypatch.setattr(pair_checks, limit, value)
-    assert said in " ".join(texts(examine(), "warning", "divergence").split())
+    assert said in " ".join(texts(examine(method="rkl"), "warning", "divergence").split())
 
 
 @pytest.mark.parametrize("limit, value", [("FAR_OPENING", 1.0), ("OFTEN_REJECTED", -1.0)])
 def test_tgpo_is_proposed_to_other_methods_alone(examine, monkeypatch, limit, value):
     monkeypatch.setattr(pair_checks, limit, value)
     assert "Prefer tgpo" in texts(examine(method="rkl"), "warning", "divergence")
-    said = texts(examine(method="tgpo-trust-horizon"), "warning", "divergence")
-    assert "Prefer" not in said and "Nothing: the guidance of tgpo" in said
+    assert not texts(examine(method="tgpo-trust-horizon"), "warning", "divergence")
 
 
 def test_a_card_that_cannot_be_measured_is_a_warning(examine):

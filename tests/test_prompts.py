@@ -112,7 +112,7 @@ def test_the_same_prompt_twice_in_one_split_is_allowed_but_not_in_two(tmp_path):
     assert len(load_prompts(tmp_path)["train"]) == 2
     write(tmp_path / "validation.jsonl", {"prompt": "b", "answer": "2"})
     with pytest.raises(InputError, match=r"'b'.*validation.*test"):
-        load_prompts(tmp_path)
+        load_prompts(tmp_path)["test"]
 
 
 def held_out_of(folder, prompts: str, count: int) -> tuple[list[str], list[str]]:
@@ -206,6 +206,19 @@ def test_a_test_split_with_other_columns_is_refused_when_it_is_asked_for_and_not
         InputError, match=r"is no Parquet file that can be read .*Write or copy it again"
     ):  # a split that is used
         load_prompts(gsm8k, **GSM8K_COLUMNS, dataset_config="main")
+
+
+def test_a_test_split_that_repeats_others_is_refused_to_who_asks_for_it(tmp_path):
+    for split, rows in {"train": ["1", "2"], "validation": ["3"], "test": ["2", "4"]}.items():
+        lines = [json.dumps({"prompt": f"{row}=", "answer": row}) + "\n" for row in rows]
+        (tmp_path / f"{split}.jsonl").write_text("".join(lines))
+    splits = load_prompts(tmp_path)
+    assert (splits["train"]["answer"], splits["validation"]["answer"]) == (["1", "2"], ["3"])
+    with pytest.raises(InputError, match=r"the prompt '2=' stands in train and in test\. Remove it"):
+        splits["test"]
+    (tmp_path / "validation.jsonl").write_text('{"prompt": "1=", "answer": "1"}\n')
+    with pytest.raises(InputError, match=r"the prompt '1=' stands in train and in validation\."):
+        load_prompts(tmp_path)
 
 
 def test_reading_parquet_shows_no_bar_and_leaves_those_of_others(tmp_path, capsys):

@@ -279,6 +279,11 @@ def test_rewards_stay_with_their_group_in_a_run(random_pair, group_size):
         ("no number at all", "42", 0),
         ("", "42", 0),
         ("\u0664\u0662", "42", 0),  # Arabic digits
+        (r"\boxed{1{,}234}", "1234", 1),  # as LaTeX sets thousands
+        (r"12\,345 and 1,\!234,\!567", "1234567", 1),
+        (r"(1{,}2)", "12", 0),
+        ("so x = \u22125", "-5", 1),  # a minus sign that is no hyphen
+        ("10\u22127", "7", 1),
         ("1e3", "1000", 0),  # decimal notation only
         ("0.10", ".1", 0),  # a dot alone starts no number: .1 reads as 1
     ],

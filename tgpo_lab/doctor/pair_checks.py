@@ -54,7 +54,8 @@ def check_tokenizers(
                 text = f"Both have {len(tokens)} tokens beyond {lacking}: {_named(tokens)}."
             found.add(
                 "warning", "tokenizers", f"{text} They are cut from both distributions.",
-                "Nothing, unless prompts or answers need them.",
+                "Nothing, unless prompts need them or the teacher answers with them, as Qwen3 thinks between <think> "
+                "and </think>.",
             )  # fmt: skip
     before = [list((Counter(t.encode("a")) - Counter(t.encode("a", add_special_tokens=False))).elements())
               for t in tokenizers]  # fmt: skip
@@ -129,10 +130,10 @@ def check_ends(
         return
     counted = ", ".join(repr(tokenizers[0].convert_ids_to_tokens(e)) for e in pair.end_tokens)
     found.add(
-        "warning", "end tokens",
+        "ok", "end tokens",
         f"The student ends with {named[0]}, the teacher with {named[1]}. A student that learns to end as the teacher "
-        f"does would go on for ever if only its own end counted, so any of {counted} ends a response here.",
-        "Nothing for the run; checkpoints name all of them in generation_config.json. Other programs must heed it.",
+        f"does would go on for ever if only its own end counted, so any of {counted} ends a response here. Checkpoints "
+        "name all of them in generation_config.json, which other programs must heed; adapters alone have their base's.",
     )  # fmt: skip
 
 
@@ -188,7 +189,7 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
     else:
         by_whom = "the run cuts them, and an answer that is cut counts as wrong"
         longer = f"Give a larger max_new_tokens: --max-new-tokens {2 * max_new_tokens} or more."
-    guided = "Nothing: the guidance of tgpo is for such a student." if isinstance(config.method, TGPO) else ""
+    guided = isinstance(config.method, TGPO)  # which is for such a student
     for bad, text, change in (
         (card.teacher_cut >= (MOSTLY_CUT if cut else OFTEN_CUT),
          f"{card.teacher_cut:.2f} of the teacher's answers are longer than the {max_new_tokens} tokens after which "
@@ -199,13 +200,13 @@ def check_divergence(found: Diagnosis, config: TrainConfig, pair: Pair, prompts:
         (not mostly_cut and card.reliability < RELIABLE,
          f"The teacher goes on to a right answer from {card.reliability:.2f} of the student's prefixes.",
          "Choose another teacher, or gate its guidance: tgpo-confidence, tgpo-trust-horizon."),
-        (card.opening_logprob < FAR_OPENING,
+        (not guided and card.opening_logprob < FAR_OPENING,
          f"The teacher's opening {card.opening!r} has {card.opening_logprob:.1f} nats under the student: it is hardly "
          "ever sampled.",
-         guided or "Prefer tgpo to methods that only judge the student's own tokens: rkl, kdrl, grpo."),
-        (card.rejected > OFTEN_REJECTED,
+         "Prefer tgpo to methods that only judge the student's own tokens: rkl, kdrl, grpo."),
+        (not guided and card.rejected > OFTEN_REJECTED,
          f"The teacher rejects {card.rejected:.2f} of the student's tokens.",
-         guided or "Prefer tgpo or a smaller teacher weight to rkl, whose reward is unbounded on such tokens."),
+         "Prefer tgpo or a smaller teacher weight to rkl, whose reward is unbounded on such tokens."),
     ):  # fmt: skip
         if bad:
             found.add("warning", "divergence", text, change)

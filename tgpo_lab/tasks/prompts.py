@@ -25,26 +25,35 @@ class PromptSplits(DatasetDict):
     """Splits with the columns ``prompt`` and ``answer``; one that cannot be used is refused when it is asked for."""
 
     def __init__(self, readers: Mapping[str, Callable[[], Dataset]]):
-        """Read the splits. Training never uses ``test``: where that one is malformed, this is kept for who asks.
+        """Read the splits.
 
         Raises:
-            InputError: another split is malformed.
+            InputError: a split that a run uses is malformed.
         """
         super().__init__()
-        self._malformed: dict[str, InputError] = {}
+        self._refused: dict[str, InputError] = {}
         for split, read in readers.items():
             try:
                 self[split] = read()
             except InputError as error:
-                if split != "test":
-                    raise
-                self._malformed[split] = error
+                self.refuse(split, error)
+
+    def refuse(self, split: str, error: InputError) -> None:
+        """Keep the error for who asks for ``test``, which training never does.
+
+        Raises:
+            InputError: it is another split.
+        """
+        if split != "test":
+            raise error
+        self.pop(split, None)
+        self._refused[split] = error
 
     def __contains__(self, split: object) -> bool:
-        return super().__contains__(split) or split in self._malformed
+        return super().__contains__(split) or split in self._refused
 
     def __missing__(self, split: str) -> Dataset:
-        raise self._malformed.get(split) or InputError(f"There is no split {split!r}: choose one of {', '.join(self)}.")
+        raise self._refused.get(split) or InputError(f"There is no split {split!r}: choose one of {', '.join(self)}.")
 
 
 def load_prompts(
@@ -79,7 +88,8 @@ def load_prompts(
 
     Raises:
         InputError: nothing there, a malformed or empty file, a missing column, a prompt in two splits, an option that
-            changes nothing. A ``test`` split that cannot be read is refused when it is asked for.
+            changes nothing. A ``test`` split that cannot be read, or holds what a run uses, is refused when it is asked
+            for.
     """
     if not str(source):
         raise InputError("The dataset's name is empty. Give a folder with train.jsonl, a .jsonl file, or a hub name.")
@@ -269,13 +279,17 @@ def _checked(rows: Iterable[dict], columns: PromptColumns, source: str) -> list[
     return [columns.row(row, f"{source}, row {number}") for number, row in enumerate(rows)]
 
 
-def _refuse_overlap(splits: DatasetDict, source: str | Path) -> None:
+def _refuse_overlap(splits: PromptSplits, source: str | Path) -> None:
     seen: dict[str, str] = {}
-    for split, rows in splits.items():
-        for prompt in set(rows["prompt"]):
-            if prompt in seen:
-                raise InputError(
-                    f"{source}: the prompt {prompt!r} stands in {seen[prompt]} and in {split}. "
-                    "Remove it from one of them: what is trained on cannot be held out."
-                )
-            seen[prompt] = split
+    for split in sorted(splits, key=lambda name: name == "test"):
+        try:
+            for prompt in set(splits[split]["prompt"]):
+                if prompt in seen:
+                    raise InputError(
+                        f"{source}: the prompt {prompt!r} stands in {seen[prompt]} and in {split}. "
+                        "Remove it from one of them: what is trained on cannot be held out."
+                    )
+        except InputError as error:
+            splits.refuse(split, error)
+        else:
+            seen |= dict.fromkeys(splits[split]["prompt"], split)

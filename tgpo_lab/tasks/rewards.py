@@ -20,7 +20,9 @@ ANSWER_MARK = "#"
 # ASCII digits alone: "\d" would take digits of every script. The length bound keeps odd input cheap.
 PLAIN_INTEGER = re.compile(r"-?[0-9]{1,64}")
 # 42, -7, 3.50, 1,234,567. A minus after a digit, a letter or a bracket is a subtraction.
-NUMBER = re.compile(r"(?:(?<![\w)\]])-)?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
+NUMBER = re.compile(r"(?:(?<![\w)\]])[-−])?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?", re.ASCII)
+# Between thousands: 1{,}234 and 1\,234, as LaTeX sets them.
+LATEX_COMMA = re.compile(r"(?<=[0-9])(?:\{,\}|,?\\[,!])(?=[0-9]{3})")
 
 
 def marked_answer(response: str, answer: str) -> float:
@@ -43,8 +45,8 @@ def exact_match(response: str, answer: str) -> float:
 def last_number(response: str, answer: str) -> float:
     """1.0 if the last number of the response has the value of the answer's last number: 1,234.50 is 1234.5.
 
-    Numbers are decimal, with or without commas between thousands. It fits datasets such as openai/gsm8k and
-    responses that end in any words.
+    Numbers are decimal, with or without commas between thousands, LaTeX's among them. It fits datasets such as
+    openai/gsm8k and responses that end in any words.
 
     Raises:
         InputError: the answer has no number.
@@ -59,8 +61,8 @@ def last_number(response: str, answer: str) -> float:
 
 
 def _last(text: str) -> Decimal | None:
-    numbers = NUMBER.findall(text)
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None
+    numbers = NUMBER.findall(LATEX_COMMA.sub(",", text))
+    return Decimal(numbers[-1].replace(",", "").replace("−", "-")) if numbers else None
 
 
 REWARDS: dict[str, Callable[[str, str], float]] = {
