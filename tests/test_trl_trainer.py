@@ -241,6 +241,20 @@ def test_the_answers_stay_with_the_batch(random_pair, prompts, tmp_path):
     assert len({round(x, 5) for x in losses}) == 4
 
 
+def test_a_batch_shared_out_to_two_steps_is_normalised_by_its_mean_tokens_a_step(random_pair, prompts, tmp_path):
+    """Two small steps, each on half of the batch, then move as far as one on all of it at twice the learning rate."""
+    whole = {"learning_rate": 2e-3, "max_steps": 1}
+    halves = {"learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 4, "steps_per_generation": 2}
+    moved = []
+    for number, changes in enumerate([whole, halves]):
+        trainer = make_trainer(random_pair, tmp_path / str(number), prompts, weight="0.5", reward_weights=[0.0],
+                               max_grad_norm=1e9, **changes)  # fmt: skip
+        start = weights(trainer.model)
+        trainer.train()
+        moved.append(weights(trainer.model))
+    assert_same(*moved, start, tolerance=0.02)
+
+
 def test_two_processes_take_the_steps_of_one(random_pair, prompts, tmp_path):
     """With more tokens in one process than in the other, and the teacher's rows split unevenly."""
     one = make_trainer(random_pair, tmp_path / "one", prompts, weight="LinearDecay(0.5, 0.1)", gate="first_departure")
