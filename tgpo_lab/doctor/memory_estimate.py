@@ -157,7 +157,7 @@ def estimate_memory(
 
     chunk = positions_at_once(min(student.vocabulary, teacher.vocabulary), device)
     tokens = max(config.micro_batch_tokens, length)
-    stream, kept = student.hidden * 2 * stored, student.kept * product
+    stream, kept = student.hidden * 2 * stored, student.kept * product + (student.normed * 4 if half else 0)
     layers = student.hidden * stored * student.layers + stream + kept if config.gradient_checkpointing else (
         (stream + kept) * student.layers
     )  # fmt: skip
