@@ -96,7 +96,7 @@ def top_k_by_definition(own, theirs):
     return -(weights * own.gather(-1, places[..., :K])).sum(-1)
 
 
-def chunked(pair, rollouts, name, positions, limit, monkeypatch, autocast=contextlib.nullcontext):
+def chunked(pair, rollouts, name, positions, limit, monkeypatch, autocast=contextlib.nullcontext, temperature=1.0):
     """Value of a loss and the student's gradients, with so many positions at a time and so many tokens at once."""
     for module in (student_pass, teacher):
         monkeypatch.setattr(module, "positions_at_once", lambda vocabulary_size, device: positions)
@@ -108,18 +108,18 @@ def chunked(pair, rollouts, name, positions, limit, monkeypatch, autocast=contex
         torch.Generator(),
     )  # fmt: skip
     pair.student.zero_grad()
-    passes = (StudentPass(batch, rows, pair, 1.0, autocast) for rows in split_rows(rollouts, limit))
+    passes = (StudentPass(batch, rows, pair, temperature, autocast) for rows in split_rows(rollouts, limit))
     term = Term("teacher", rollouts.mask, LOSSES[name][0])
     value = accumulate_gradients(passes, [term], Accelerator(cpu=True), autocast)["loss_teacher"]
     return float(value), {name: p.grad.clone() for name, p in pair.student.named_parameters()}
 
 
-def plain(pair, rollouts, name):
+def plain(pair, rollouts, name, temperature=1.0):
     """The same from whole tensors."""
     pair.student.zero_grad()
     with torch.no_grad():
         theirs = aligned(pair.teacher, rollouts)
-    own = aligned(pair.student, rollouts)
+    own = (aligned(pair.student, rollouts) / temperature).log_softmax(-1)
     value = LOSSES[name][1](own, theirs, rollouts.responses)[rollouts.mask].sum() / 23
     value.backward()
     return float(value.detach()), {name: p.grad.clone() for name, p in pair.student.named_parameters()}
@@ -136,6 +136,18 @@ def test_in_float64_chunks_give_the_numbers_of_whole_tensors_forward_and_backwar
         assert value == pytest.approx(expected, rel=1e-12)
         for parameter, gradient in gradients.items():
             torch.testing.assert_close(found[parameter], gradient, rtol=1e-9, atol=1e-12 * largest, msg=parameter)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_students_policy_is_that_of_the_temperature_and_the_teachers_is_its_own(double, monkeypatch, name):
+    rollouts = make_rollouts()
+    expected, gradients = plain(double, rollouts, name, temperature=0.7)
+    assert expected != pytest.approx(plain(double, rollouts, name)[0], rel=1e-3)
+    value, found = chunked(double, rollouts, name, 4, 20, monkeypatch, temperature=0.7)
+    assert value == pytest.approx(expected, rel=1e-12)
+    largest = max(float(gradient.abs().max()) for gradient in gradients.values())
+    for parameter, gradient in gradients.items():
+        torch.testing.assert_close(found[parameter], gradient, rtol=1e-9, atol=1e-12 * largest, msg=parameter)
 
 
 @pytest.mark.parametrize(("positions", "limit"), [(1, 1000), (4, 1000), (1000, 1000), (3, 20)])

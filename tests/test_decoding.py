@@ -25,14 +25,25 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     Qwen2Config,
     Qwen2ForCausalLM,
 )
 
+from tgpo_lab.doctor.diagnose import diagnose
+from tgpo_lab.errors import InputError
 from tgpo_lab.sampling.cached_sampling import sample_responses
-from tgpo_lab.sampling.decoding import KnownLayers, _OwnForwardPass, next_hidden, preallocated_cache
+from tgpo_lab.sampling.decoding import (
+    KnownLayers,
+    _OwnForwardPass,
+    next_hidden,
+    preallocated_cache,
+    require_cached_reading,
+)
+from tgpo_lab.training import train
 
 
 def prompts_of(lengths):
@@ -240,6 +251,31 @@ def test_greedy_sampling_equals_generate_of_transformers(name, prompts):
     assert len({token for row in expected for token in row}) > 5  # not the same token for ever
     for row, response in enumerate(expected):
         assert found.responses[row, : found.lengths[row]].tolist() == response
+
+
+def forgetful(folder, tokenizer):
+    """A recurrent student, whose state transformers keeps in another argument than the cache of keys and values."""
+    config = MambaConfig(vocab_size=2048, hidden_size=32, num_hidden_layers=2, pad_token_id=0,
+                         eos_token_id=tokenizer.eos_token_id)  # fmt: skip
+    with_random_weights(MambaForCausalLM(config)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("role, method", [("student", "grpo"), ("teacher", "sft")])
+def test_a_model_that_forgets_what_it_has_read_is_refused(role, method, tiny_config, tmp_path, tokenizer):
+    config = tiny_config(tmp_path, method=method, **{role: forgetful(tmp_path / "mamba", tokenizer)})
+    with pytest.raises(InputError, match=r"mamba \(MambaForCausalLM\) does not go on from a cache of keys and values"):
+        train(config, show_progress=False)
+    findings = diagnose(config, prompts=2, device="cpu").findings
+    assert [f.subject for f in findings if f.level == "refused"] == [{"student": "engine", "teacher": "method"}[role]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", [*UNKNOWN, *KNOWN])
+def test_a_model_that_remembers_is_not(name, dtype):
+    model = UNKNOWN[name]() if name in UNKNOWN else KNOWN[name](**SHAPE, rope_parameters=PLAIN)
+    require_cached_reading(with_random_weights(model).to(dtype), name)
 
 
 # ── The cache ────────────────────────────────────────────────────────────────────────────────────

@@ -202,8 +202,8 @@ def test_fsdp_hands_vllm_one_matrix_at_a_time():
 
 
 def test_adamw_takes_a_root_of_all_its_second_moments_at_once_on_a_gpu():
-    few = {"prompts_per_step": 1, "evaluation_prompts": 1, "max_new_tokens": 10, "gradient_checkpointing": True,
-           "micro_batch_tokens": 1}  # fmt: skip
+    few = {"prompts_per_step": 1, "measured_positions": 1, "evaluation_prompts": 1, "max_new_tokens": 10,
+           "gradient_checkpointing": True, "micro_batch_tokens": 1}  # fmt: skip
     assert estimate(**few)["optimizer step"] == 4 * 10**9
     assert "optimizer step" not in estimate(**few, device="cpu")
     assert "optimizer step" not in estimate(**few, lora_rank=1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import Llama4ForCausalLM, Llama4TextConfig
 
 from tgpo_lab.errors import InputError
 from tgpo_lab.losses import token_logprobs
@@ -143,6 +144,17 @@ def test_an_architecture_with_unknown_logits_is_refused(pair, monkeypatch):
         check_projection(pair.student, "model")
     monkeypatch.setattr(pair.student.config, "logit_scale", None)
     check_projection(pair.student, "model")
+
+
+def test_an_architecture_without_hidden_states_is_refused():
+    model = Llama4ForCausalLM(
+        Llama4TextConfig(
+            vocab_size=64, hidden_size=32, intermediate_size=32, intermediate_size_mlp=32, num_hidden_layers=1,
+            num_attention_heads=2, num_key_value_heads=1, head_dim=8, num_local_experts=2, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    with pytest.raises(InputError, match=r"model \(Llama4ForCausalLM\) computes its logits in a way that"):
+        check_projection(model, "model")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -18,15 +18,20 @@ from hypothesis import strategies as st
 from process_group import Group
 from same_run import COMMON, FSDP, assert_same_run, quiet, rows
 
+from tgpo_lab import training
 from tgpo_lab.checkpoints import read_state
 from tgpo_lab.errors import InputError, RunError
+from tgpo_lab.loop import student_pass
 from tgpo_lab.methods import make_method
 from tgpo_lab.models.pairs import load_pair
 from tgpo_lab.parallel.processes import ALONE, OtherProcessError, Processes, start_options
 from tgpo_lab.randomness import generator_for
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.sampling.cached_sampling import sample_responses
+from tgpo_lab.sampling.divided_sampling import sample_divided
+from tgpo_lab.sampling.engine import OwnEngine
 from tgpo_lab.teacher import ask_teacher
+from tgpo_lab.teachers import sources
 
 METHODS = ("tgpo", "kdrl", "luffy", "exact-rkl", "tgpo-sampled", "tgpo-unconditioned", "grpo++")
 
@@ -165,6 +170,52 @@ def test_when_a_process_is_killed_the_other_stops_and_the_run_goes_on(tiny_confi
     assert result.completed and result.metrics["step"].tolist() == list(range(step + 2))
 
 
+PHASES = {
+    "sample": (OwnEngine, "sample"),
+    "reward": (training, "score"),
+    "teacher": (sources, "ask_teacher"),
+    "update": (student_pass, "accumulate_gradients"),
+    "optimiser": (training, "refuse_non_finite"),
+    "gathering": (training, "optimizer_tensors"),
+    "save": (training, "save_checkpoint"),  # of the first process alone
+}
+"""What each phase calls in every step."""
+
+
+@pytest.mark.parametrize("environment", [{}, FSDP], ids=["replicated", "sharded"])
+@pytest.mark.parametrize("phase", PHASES)
+def test_a_process_that_is_killed_in_a_phase_stops_the_other_there(phase, environment, tiny_config, tmp_path):
+    config = tiny_config(tmp_path, **{**COMMON, "steps": 4, "evaluate_every": 0, "checkpoint_every": 1})
+    killed = 0 if phase == "save" else 1
+
+    def work(index: int) -> None:
+        owner, name = PHASES[phase]
+        usual, calls = getattr(owner, name), []
+
+        def killed_at_the_second_call(*arguments, **options):
+            calls.append(name)
+            if len(calls) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return usual(*arguments, **options)
+
+        if index == killed:
+            setattr(owner, name, killed_at_the_second_call)
+        quiet(config)
+
+    group = Group(2, work, tmp_path, **environment)
+    codes = group.wait(60)
+    assert codes[killed] == -signal.SIGKILL and codes[1 - killed] == 1
+    assert (
+        group.errors(1 - killed)
+        .splitlines()[-1]
+        .startswith(
+            "tgpo_lab.parallel.processes.OtherProcessError: Another of the 2 processes has ended or does not answer ("
+        )
+    )
+    assert read_state(latest_checkpoint(tmp_path / "run")).step in (0, 1)
+    assert quiet(config, resume=True).completed
+
+
 def test_an_error_in_one_process_stops_all(tiny_config, tmp_path):
     """The reward fails on the second process alone."""
     config = tiny_config(tmp_path, **COMMON, reward="last_number")
@@ -295,6 +346,22 @@ def test_a_part_of_the_prompts_gets_the_samples_that_it_gets_among_all(random_pa
     width = part.responses.shape[1]
     assert torch.equal(part.responses, whole.responses[3:9, :width])
     assert not torch.equal(sample(prompts[1:3]).responses, part.responses)
+
+
+def test_divided_responses_say_under_what_they_were_drawn_unless_greedy(random_pair, tmp_path):
+    def work(index: int) -> None:
+        pair = load_pair(random_pair.student, random_pair.teacher)
+        processes = Processes(Accelerator(**start_options()))
+        for temperature in (0.0, 1.0):
+            rollouts = sample_divided(
+                processes, OwnEngine(pair.student), pair.encode(["1+2+4="]), 6, [1], 0, temperature=temperature,
+                generator=torch.Generator().manual_seed(0),
+            )  # fmt: skip
+            drawn = rollouts.logprobs is not None and bool((rollouts.logprobs[rollouts.mask] < 0).any())
+            assert drawn == (temperature > 0) and (drawn or rollouts.logprobs is None)
+
+    group = Group(2, work, tmp_path)
+    assert group.wait() == [0, 0], (group.errors(0), group.errors(1))
 
 
 def test_the_teacher_answers_about_some_rows_as_it_does_about_all(random_pair):

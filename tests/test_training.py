@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,6 +226,24 @@ def test_gradient_checkpointing_changes_nothing_but_rounding(tiny_config, tmp_pa
     )
     for key in plain:
         torch.testing.assert_close(plain[key], recomputed[key], atol=1e-6, rtol=1e-4)
+
+
+def test_gradient_checkpointing_computes_again_and_brings_no_dropout(tiny_config, tmp_path, random_pair, monkeypatch):
+    student = Path(shutil.copytree(random_pair.student, tmp_path / "student"))
+    settings = json.loads((student / "config.json").read_text())
+    (student / "config.json").write_text(json.dumps(settings | {"attention_dropout": 0.5}))
+    usual, computed = torch.nn.functional.silu, []  # of each layer, by whichever way it is read
+    monkeypatch.setattr(torch.nn.functional, "silu", lambda x, **options: (computed.append(1), usual(x, **options))[1])
+    found, counts = [], []
+    for again in (False, True):
+        config = tiny_config(output=str(tmp_path / str(again)), student=str(student), teacher=str(random_pair.teacher),
+                             steps=1, evaluate_every=0, gradient_checkpointing=again)  # fmt: skip
+        computed.clear()
+        found.append(gradients_of_one_update(config, monkeypatch))
+        counts.append(len(computed))
+    assert counts[1] > counts[0]
+    for key, gradient in found[0].items():
+        assert (found[1][key] - gradient).norm() <= 1e-4 * gradient.norm(), key
 
 
 def test_gradient_checkpointing_goes_on_after_an_update(tiny_config, tmp_path):

@@ -241,6 +241,61 @@ def test_the_answers_stay_with_the_batch(random_pair, prompts, tmp_path):
     assert len({round(x, 5) for x in losses}) == 4
 
 
+def test_a_batch_shared_out_to_two_steps_is_normalised_by_its_mean_tokens_a_step(random_pair, prompts, tmp_path):
+    """Two small steps, each on half of the batch, then move as far as one on all of it at twice the learning rate."""
+    whole = {"learning_rate": 2e-3, "max_steps": 1}
+    halves = {"learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 4, "steps_per_generation": 2}
+    moved = []
+    for number, changes in enumerate([whole, halves]):
+        trainer = make_trainer(random_pair, tmp_path / str(number), prompts, weight="0.5", reward_weights=[0.0],
+                               max_grad_norm=1e9, **changes)  # fmt: skip
+        start = weights(trainer.model)
+        trainer.train()
+        moved.append(weights(trainer.model))
+    assert_same(*moved, start, tolerance=0.02)
+
+
+@pytest.mark.parametrize("choice", ["temperature", "adapters"])
+def test_guidance_is_added_to_trls_loss(choice, random_pair, prompts, tmp_path):
+    """The loss with weight and without it differ by the cross-entropy, and so do the gradients."""
+    changes = {"temperature": 0.5}
+    if choice == "adapters":
+        changes = {"peft_config": pytest.importorskip("peft").LoraConfig(r=4, target_modules="all-linear")}
+    trainer = make_trainer(random_pair, tmp_path, prompts, sgd=False, weight="0.5", **changes)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in trainer.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.1, generator=generator)
+    trainer.current_gradient_accumulation_steps = 1
+    trainer.model.train()
+    batch = trainer._prepare_inputs([{"prompt": p} for p in prompts[:2] for _ in range(GROUP)])
+
+    def differentiated(loss) -> tuple[float, dict[str, torch.Tensor]]:
+        trainer.model.zero_grad()
+        loss.backward()
+        found = {n: p.grad.clone() for n, p in trainer.model.named_parameters() if p.grad is not None}
+        return float(loss.detach()), found
+
+    guided, with_guidance = differentiated(trainer._compute_loss(trainer.model, batch))
+    trainer._schedule = Constant(0.0)
+    alone, without = differentiated(trainer._compute_loss(trainer.model, batch))
+    teacher = AutoModelForCausalLM.from_pretrained(random_pair.teacher, dtype=torch.float32)
+    said = []
+    for prompt, there, written, mask in zip(
+        batch["prompt_ids"], batch["prompt_mask"], batch["completion_ids"], batch["completion_mask"], strict=True
+    ):
+        tokens = torch.cat([prompt[there.bool()], written[mask.bool()]]).unsqueeze(0)
+        places = slice(int(there.sum()) - 1, -1)
+        with torch.no_grad():
+            best = teacher(tokens).logits[0, places].argmax(-1, keepdim=True)
+        logits = trainer.model(input_ids=tokens).logits[0, places] / trainer.temperature
+        said.append(logits.log_softmax(-1).gather(-1, best))
+    expected, gradients = differentiated(-0.5 * torch.cat(said).mean())
+    assert guided - alone == pytest.approx(expected, rel=1e-4)
+    for name, gradient in gradients.items():
+        assert (with_guidance[name] - without[name] - gradient).norm() < 1e-3 * gradient.norm(), name
+
+
 def test_two_processes_take_the_steps_of_one(random_pair, prompts, tmp_path):
     """With more tokens in one process than in the other, and the teacher's rows split unevenly."""
     one = make_trainer(random_pair, tmp_path / "one", prompts, weight="LinearDecay(0.5, 0.1)", gate="first_departure")

@@ -34,6 +34,7 @@ from .loop.student_pass import StudentPasses
 from .methods import method_name
 from .metrics import metrics_frame
 from .models.lora import save_adapters, save_merged
+from .models.recomputation import recompute
 from .parallel.processes import Processes
 from .parallel.sharding import gathered, whole
 from .precision import products_in
@@ -144,7 +145,7 @@ def _make_steps(
             progress.say(f"All {step} steps are made. To go on, give steps above {step}.")
         track = trackers.enter_context(tracked(accelerator, directory, config.as_dict(), read_id(directory)))
         while step < config.steps and not stopping:
-            # For dropout, where a model has any: the one random choice that depends on the number of processes.
+            # For a reward or a model that draws from PyTorch's own generator: nothing in the loop does.
             torch.manual_seed(derived_seed(config.seed, "step", step) + processes.index)
             row: dict[str, float] = {"step": step}
             student.eval()
@@ -211,7 +212,8 @@ def _make_steps(
             row["seconds_teacher"] = clock.lap()
 
             # ── Update ───────────────────────────────────────────────────────────────────────────
-            student.train(config.gradient_checkpointing)  # recomputation needs training mode
+            if config.gradient_checkpointing:
+                recompute(student)
             measurement = StepMeasurement(batch, own, _pad_like(measured, rollouts.mask), config.rejection_threshold)
             measure_terms = config.gradient_terms_every and step % config.gradient_terms_every == 0
             learning_rate = config.learning_rate * min(1.0, (step + 1) / max(1, config.warmup_steps))

@@ -21,10 +21,11 @@ other, and only the largest counts:
     teacher's responses   the same of the teacher, for methods that learn from them
     update             tokens of a micro-batch × what the layers keep for the backward pass (see Shape); scores of the
                        layers, of one with gradient_checkpointing, and twice more of the one at work (their gradients);
-                       logits of the positions that are projected at once, five times (logits, log-softmax, their
-                       gradients, one spare). Under FSDP what is outside the decoder layers stays gathered from the
-                       forward to the end of the backward pass, weights and gradients: ·8; of the layers the one at
-                       work, ·8, and the next one's weights, ·4.
+                       logits of the positions that are projected at once, as often as the method's loss holds them
+                       (Method.logit_tensors), or once and seven times more of those of them that are measured: the
+                       share of measured_positions in a step whose responses are as long as they may be. Under FSDP what
+                       is outside the decoder layers stays gathered from the forward to the end of the backward pass,
+                       weights and gradients: ·8; of the layers the one at work, ·8, and the next one's weights, ·4.
     teacher pass       as the update, without a backward pass: one layer, its scores three times
     optimizer step     on a GPU, where AdamW takes all weights at once: T·4/F for the root of the second moments
     loading            under FSDP, where every process loads the whole student before it is shared out: P·s − P·s/F.
@@ -156,7 +157,7 @@ def estimate_memory(
 
     chunk = positions_at_once(min(student.vocabulary, teacher.vocabulary), device)
     tokens = max(config.micro_batch_tokens, length)
-    stream, kept = student.hidden * 2 * stored, student.kept * product
+    stream, kept = student.hidden * 2 * stored, student.kept * product + (student.normed * 4 if half else 0)
     layers = student.hidden * stored * student.layers + stream + kept if config.gradient_checkpointing else (
         (stream + kept) * student.layers
     )  # fmt: skip
@@ -168,12 +169,15 @@ def estimate_memory(
         of_plain = model.plain_heads * held * 4 if plain and device.type == "cpu" and not half else 0
         return at_once * (of_plain + model.eager_heads * tokens * length * (6 if half else 4))
 
+    positions = config.prompts_per_step * config.group_size * config.max_new_tokens
+    measured = min(1.0, config.measured_positions / positions) if config.measured_positions else 1.0
+    logits = int(max(config.method.logit_tensors, 1 + 7 * measured) * chunk * student.vocabulary * 4)
     scores = scores_of(
         student, at_once=2 + (1 if config.gradient_checkpointing else student.layers),
         plain=not config.gradient_checkpointing,
     )  # fmt: skip
     update = {
-        "update": tokens * layers + scores + 5 * chunk * student.vocabulary * 4,
+        "update": tokens * layers + scores + logits,
         "copy in bfloat16": copy,
         "gathered weights": 8 * student.outside + 12 * student.layer if sharded else 0,
     }

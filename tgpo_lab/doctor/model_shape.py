@@ -31,6 +31,8 @@ class Shape:
     """Weights outside the decoder layers: embeddings, last norm, output layer."""
     largest: int
     """Weights of the largest module, the output layer left out."""
+    normed: int = 0
+    """Values of one token that a layer's norms keep in float32 besides, where products are bfloat16."""
     plain_heads: int = 0
     """Heads of which plain attention on a CPU may hold all scores."""
     eager_heads: int = 0
@@ -76,6 +78,7 @@ def shape_of(config: PretrainedConfig) -> Shape:
         ),
         outside=weights - inside,
         largest=max(sum(p.numel() for p in m.parameters(recurse=False)) for m in model.modules() if m is not output),
+        normed=2 * text.hidden_size + normed,
         plain_heads=heads if has_known_layers(model) and key_value_heads == heads else 0,
         eager_heads=heads if model.config._attn_implementation == "eager" else 0,
     )  # fmt: skip

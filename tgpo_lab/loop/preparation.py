@@ -17,6 +17,7 @@ from ..metrics import MetricsLog
 from ..models.fused_kernels import fuse_layers
 from ..models.lora import add_adapters, load_adapters
 from ..models.pairs import Pair, load_model, load_pair, require_room
+from ..models.recomputation import enable_recomputation
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
@@ -111,9 +112,7 @@ def equip(config: TrainConfig, pair: Pair, *, begins: bool = True) -> None:
     for model, name in fused_models(config, pair):
         fuse_layers(model, name)
     if config.gradient_checkpointing:
-        # The old name warns from transformers 5.23 on, the new one is missing before.
-        enable = getattr(student, "activation_checkpointing_enable", None) or student.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
+        enable_recomputation(student)
 
 
 def prepare(

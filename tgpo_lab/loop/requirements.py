@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..models.fused_kernels import require_fused_kernels, require_known_to_liger
 from ..models.lora import require_peft
 from ..models.pairs import Pair
+from ..sampling.decoding import require_cached_reading
 from ..sampling.engine import require_engine
 from ..sampling.vllm_engine import require_vllm
 
@@ -82,6 +83,11 @@ def pair_requirements(config: TrainConfig, pair: Pair, device: torch.device) -> 
             for model, name in fused_models(config, pair)
         ),
         ("engine", partial(require_engine, config, pair.student, device)),
+        *(
+            [("method", partial(require_cached_reading, pair.teacher, config.teacher or pair.name))]
+            if config.traces_per_prompt and pair.teacher.device.type != "meta"
+            else []
+        ),
     ]
 
 

@@ -96,6 +96,14 @@ class Method:
         """Whether it needs a token drawn from the teacher at each position."""
         return False
 
+    @property
+    def logit_tensors(self) -> int:
+        """How many tensors as large as the logits at hand its update holds at once, at most, for the doctor to count.
+
+        Those of single tokens: logits, softmax, the gradients of both, and one to spare.
+        """
+        return 5
+
     def terms(self, batch: Batch, step: int) -> list[Term]:
         """The terms of the loss for one (mini-)batch; called without gradient, before the forward pass."""
         raise NotImplementedError

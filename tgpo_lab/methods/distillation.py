@@ -69,6 +69,10 @@ class ExactReverseKL(Method):
     def needs_distribution(self) -> bool:
         return True
 
+    @property
+    def logit_tensors(self) -> int:
+        return 10
+
     def terms(self, batch: Batch, step: int) -> list[Term]:
         mask = batch.student_mask
         normalizer = max(1, int(mask.sum()))
@@ -85,6 +89,10 @@ class GeneralizedKnowledgeDistillation(Method):
     @property
     def needs_distribution(self) -> bool:
         return True
+
+    @property
+    def logit_tensors(self) -> int:
+        return 12 if 0 < self.beta < 1 else 10
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:

@@ -48,6 +48,10 @@ class GRPO(Method):
     def needs_rewards_in_groups(self) -> bool:
         return True
 
+    @property
+    def logit_tensors(self) -> int:
+        return super().logit_tensors + (3 if self.entropy_bonus else 0)
+
     def terms(self, batch: Batch, step: int) -> list[Term]:
         return [self.reward_term(batch)]
 

@@ -91,6 +91,10 @@ class TGPO(GRPO):
         return self.guidance == "full"
 
     @property
+    def logit_tensors(self) -> int:
+        return super().logit_tensors + (5 if self.needs_distribution else 0)
+
+    @property
     def top_k(self) -> int:
         return self.guidance_top_k if self.guidance == "top_k" else 0
 

@@ -99,7 +99,8 @@ def check_projection(model: PreTrainedModel, name: str) -> None:
             "weights are damaged, or the precision is too small for them. Copy or train the checkpoint again, or set "
             "precision float32."
         )
-    ours = project_to_vocabulary(model, model.base_model(tokens, use_cache=False).last_hidden_state)
+    hidden = getattr(model.base_model(tokens, use_cache=False), "last_hidden_state", None)
+    ours = own[:0] if hidden is None else project_to_vocabulary(model, hidden)
     if own.shape != ours.shape or not torch.allclose(own, ours, rtol=1e-2, atol=1e-2):
         raise InputError(
             f"{name} ({type(model).__name__}) computes its logits in a way that tgpo_lab does not know: "

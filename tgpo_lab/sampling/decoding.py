@@ -14,8 +14,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from ..errors import InputError
 from ..models.attention import attention
 from ..models.known_decoders import Projection, is_known_decoder, read_layer, rms_norm, rotations
+from ..parallel.placement import device_of
+
+MOST_ROUNDING = 0.25
+"""Of a hidden state's length; in bfloat16 rounding moves it by hundredths."""
 
 
 class PreallocatedLayer(DynamicLayer):
@@ -97,6 +102,34 @@ class _OwnForwardPass:
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state[:, -1]
+
+
+@torch.no_grad()
+def require_cached_reading(model: PreTrainedModel, name: str) -> None:
+    """Refuse a model that forgets what it has read: recurrent ones keep it elsewhere than in keys and values.
+
+    Three tokens are read at once, and the last of them again after the first two. Some architectures take a cache that
+    they do not know without a word, and each token would be drawn as if nothing stood before it.
+
+    Args:
+        model: whole on its device, in evaluation mode.
+        name: what the message calls it.
+
+    Raises:
+        InputError: the hidden states are further apart than rounding takes them.
+    """
+    device = device_of(model)
+    tokens = torch.tensor([[1, 2, 3]], device=device)
+    whole = model.base_model(tokens, use_cache=False).last_hidden_state[:, -1]
+    cache = preallocated_cache(model, 3)
+    places = torch.arange(3, device=device)
+    model.base_model(tokens[:, :2], position_ids=places[None, :2], past_key_values=cache, use_cache=True)
+    after = next_hidden(model, cache, 3)(tokens[:, 2], places[2:], None)
+    if not (after - whole).norm() <= MOST_ROUNDING * whole.norm():
+        raise InputError(
+            f"{name} ({type(model).__name__}) does not go on from a cache of keys and values, so responses cannot be "
+            "sampled from it here. Use another architecture."
+        )
 
 
 class KnownLayers:

@@ -21,6 +21,7 @@ from ..parallel.sharding import whole_weights
 from ..rollouts import Rollouts
 from .cached_sampling import sample_responses
 from .converted_weights import ConvertedWeights
+from .decoding import require_cached_reading
 from .fixed_shape_decoding import FixedShapeDecoder, require_known_layers
 
 if TYPE_CHECKING:
@@ -103,7 +104,8 @@ def require_engine(config: TrainConfig, student: PreTrainedModel, device: torch.
         device: where it will be in the run.
 
     Raises:
-        InputError: decoding cannot be compiled for its architecture, or vLLM cannot renew its weights.
+        InputError: decoding cannot be compiled for its architecture, it does not go on from a cache, or vLLM cannot
+            renew its weights.
     """
     if config.engine == "vllm":
         from .vllm_engine import require_renewable_weights
@@ -111,6 +113,8 @@ def require_engine(config: TrainConfig, student: PreTrainedModel, device: torch.
         require_renewable_weights(student, device)
     elif config.compile_decoding:
         require_known_layers(student)
+    else:
+        require_cached_reading(student, config.student)
 
 
 def make_engine(config: TrainConfig, pair: Pair, prompts: list[str], processes: Processes) -> Engine:
