@@ -149,7 +149,8 @@ def estimated(name: str, batch: tuple[int, int, int, int], phase: str, **changes
     )  # fmt: skip
     shapes, times = ((shape, other), 5) if phase == "update" else ((other, shape), 3)
     found = estimate_memory(config, *shapes, prompt_tokens=prompt, device="cpu").parts[phase]
-    return found - times * 2**21 * shape.vocabulary * 4
+    added = shape.vocabulary * shape.hidden * (6 if config.precision == "bfloat16" else 4) if phase == "update" else 0
+    return found - times * 2**21 * shape.vocabulary * 4 - added  # logits, and what they add to a gradient
 
 
 def kept(name: str, batch: tuple[int, int, int, int]) -> list[int]:

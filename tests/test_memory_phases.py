@@ -78,8 +78,10 @@ def test_rows_are_those_written_at_once(changes, rows):
 
 def test_a_bound_of_one_group_leaves_the_update_the_largest():
     parts = estimate(sampling_rows=8, gradient_checkpointing=True, device="cpu")
-    # 4,096 tokens: the stream between all layers, and one layer's own; on a CPU 256 positions of logits.
-    assert parts["update"] == 4096 * (1000 * 4 * 10 + 1000 * 2 * 4 + 10_000 * 4) + 5 * 256 * 2**17 * 4
+    # 4,096 tokens: the stream between all layers, and one layer's own; on a CPU 256 positions of logits, and what they
+    # add to the gradient of 2¹⁷ rows of 1,000.
+    own = 4096 * (1000 * 4 * 10 + 1000 * 2 * 4 + 10_000 * 4) + 5 * 256 * 2**17 * 4
+    assert parts["update"] == own + 2**17 * 1000 * 4
     assert "sampling" not in parts
 
 
@@ -101,7 +103,8 @@ def test_compiled_decoding_keeps_its_buffers_beside_the_largest_phase():
     parts = estimate(compile_decoding=True, micro_batch_tokens=2**17, gradient_checkpointing=True)
     # 2,000 tokens become 2,048. They stay there, and the update comes on top.
     assert parts["decoding buffers"] == 512 * 2048 * 200 * 4 * 10
-    assert parts["update"] == 2**17 * (1000 * 4 * 10 + 1000 * 2 * 4 + 10_000 * 4) + 5 * 2**29
+    own = 2**17 * (1000 * 4 * 10 + 1000 * 2 * 4 + 10_000 * 4) + 5 * 2**29
+    assert parts["update"] == own + 2**17 * 1000 * 4
     parts = estimate(compile_decoding=True, gradient_checkpointing=True, micro_batch_tokens=1, lora_rank=1)
     assert parts["sampling"] == 512 * (512 * 200 * 4 * 11 + LOGITS)  # of the prompts, before the buffers take them over
 
@@ -125,8 +128,9 @@ def test_compiled_decoding_keeps_converted_weights_of_its_own():
 
 def test_vllm_takes_its_share_all_the_time_or_while_it_samples():
     vllm = {"engine": "vllm", "vllm_memory_share": 0.25, "precision": "bfloat16", "gradient_checkpointing": True}
-    # The update: 4,096 tokens · 68,000 bytes and five times 2²⁹, 3.0·10⁹, and the converted weights.
-    update = 4096 * (1000 * 4 * 10 + 1000 * 2 * 4 + 10_000 * 2) + 5 * 2**29
+    # The update: 4,096 tokens · 68,000 bytes, five times 2²⁹ and 2¹⁷ · 6,000 of a gradient, 3.7·10⁹, and the converted
+    # weights.
+    update = 4096 * (1000 * 4 * 10 + 1000 * 2 * 4 + 10_000 * 2) + 5 * 2**29 + 2**17 * 1000 * 6
     awake = estimate(**vllm)
     assert awake["vLLM"] == 25 * 10**9 and "sampling" not in awake
     assert awake["update"] == update and awake["copy in bfloat16"] == 2 * 10**9

@@ -512,7 +512,7 @@ for preset, student_name, teacher_name in (
 # The paper's setting does not fit on one card. The library can divide a step over several ([README](../README.md)), which is
 # tested with processes on CPUs and has not been run on several GPUs. Its sampling alone, 1,024 responses of 8,192 tokens
 # at once, takes about ten cards of 80 GB. So the preset lets vLLM sample, which takes turns with the update, and keeps the teacher in the
-# machine's own memory: 66 GB on each of eight cards (`tgpo-lab doctor --preset paper --processes 8 --sharded`). `gpu-24gb` and `gpu-80gb` are what fits by this sum, with adapters (`lora_rank`) in place of a trained
+# machine's own memory: 68 GB on each of eight cards (`tgpo-lab doctor --preset paper --processes 8 --sharded`). `gpu-24gb` and `gpu-80gb` are what fits by this sum, with adapters (`lora_rank`) in place of a trained
 # copy of all weights. **None of the three has been run on its cards yet.** So this course has no number for seconds a step or for the cost of a run, and
 # no result of a real pair. Take `--steps 3` first and multiply what you see; `tgpo-lab bench` gives tokens a second by phase.
 

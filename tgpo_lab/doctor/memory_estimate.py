@@ -23,7 +23,9 @@ other, and only the largest counts:
                        layers, of one with gradient_checkpointing, and twice more of the one at work (their gradients);
                        logits of the positions that are projected at once, as often as the method's loss holds them
                        (Method.logit_tensors), or once and seven times more of those of them that are measured: the
-                       share of measured_positions in a step whose responses are as long as they may be. Under FSDP what
+                       share of measured_positions in a step whose responses are as long as they may be; what such
+                       positions add to the gradient of a trained output layer, vocabulary × width × 4, and ·2 before it
+                       is converted from bfloat16. Under FSDP what
                        is outside the decoder layers stays gathered from the forward to the end of the backward pass,
                        weights and gradients: ·8; of the layers the one at work, ·8, and the next one's weights, ·4.
     teacher pass       as the update, without a backward pass: one layer, its scores three times
@@ -176,8 +178,9 @@ def estimate_memory(
         student, at_once=2 + (1 if config.gradient_checkpointing else student.layers),
         plain=not config.gradient_checkpointing,
     )  # fmt: skip
+    added = 0 if config.lora_rank else student.vocabulary * student.hidden * (6 if half else 4)
     update = {
-        "update": tokens * layers + scores + logits,
+        "update": tokens * layers + scores + logits + added,
         "copy in bfloat16": copy,
         "gathered weights": 8 * student.outside + 12 * student.layer if sharded else 0,
     }
