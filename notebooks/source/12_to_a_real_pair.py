@@ -394,7 +394,8 @@ for name, measured in (("near", load_pair("near")), ("far", far)):
 #   under the student. One in 1/p responses has it. If that is a few steps' worth of responses, sampling finds it; if it is a hundred
 #   steps' worth or more, this is what guidance is for; between, try both. (In the map of [10](10_a_fair_comparison.ipynb), with 64
 #   responses a step, reverse KL was level or ahead at −5 nats, two steps' worth, and behind in area at −9, a hundred and more, or
-#   about sixteen if `<think>` may stand anywhere, as in [07](07_grpo.ipynb). The doctor warns from −6 on.)
+#   about sixteen if `<think>` may stand anywhere, as in [07](07_grpo.ipynb). The doctor warns from −6 on, unless the
+#   method is TGPO already.)
 # - **Many rejected tokens, an unreliable teacher:** guidance teaches the teacher's confusion
 #   ([09](09_is_the_teacher_right.ipynb)); use a trust horizon, or another teacher.
 #
@@ -417,7 +418,8 @@ for finding in found.findings:
 
 # %% [markdown]
 # No line says REFUSED, so it can start (exit status 1). The doctor warns of what random weights are bound to show: answers that never end, so that the limit cuts them.
-# On a real pair that asks for a larger limit; one about right answers would be a reason to stop; an opening that is hard to find chooses the method;
+# On a real pair that asks for a larger limit; one about right answers would be a reason to stop; one about an opening that is hard to
+# find, which other methods than TGPO get, chooses the method;
 # added tokens are for you to know.
 
 # %% [markdown]
