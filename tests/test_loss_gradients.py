@@ -303,6 +303,28 @@ def test_a_second_derivative_is_refused_and_not_taken_for_zero():
         torch.autograd.grad(losses.token_logprobs(logits, tokens).sum() + logits.sum(), logits, create_graph=True)
 
 
+@pytest.mark.parametrize("divergence", [losses.reverse_kl_per_token, losses.forward_kl_per_token])
+def test_a_kl_is_differentiated_once_and_leaves_its_inputs_alone(divergence):
+    logits, teacher = at(STUDENT).requires_grad_(), at(TEACHER)
+    with pytest.raises(RuntimeError, match=r"differentiated once.*create_graph"):
+        torch.autograd.grad(divergence(logits, teacher).sum(), logits, create_graph=True)
+    value = divergence(logits, teacher).sum()
+    twice = [torch.autograd.grad(value, logits, retain_graph=True)[0] for _ in range(2)]
+    assert torch.equal(*twice) and value.item() == divergence(logits.detach(), teacher).sum().item()
+    assert logits.flatten().tolist() == STUDENT and teacher.flatten().tolist() == TEACHER
+
+
+@pytest.mark.parametrize("divergence", [losses.reverse_kl_per_token, losses.forward_kl_per_token])
+@pytest.mark.parametrize("dtypes", [(torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)])
+def test_a_kl_of_two_precisions_has_gradients_of_the_students(divergence, dtypes):
+    logits, teacher = (at(x).to(dtype) for x, dtype in zip((STUDENT, TEACHER), dtypes, strict=True))
+    logits.requires_grad_()
+    divergence(logits, teacher).sum().backward()
+    exact = at(STUDENT).requires_grad_()
+    divergence(exact, at(TEACHER)).sum().backward()
+    assert logits.grad.dtype == dtypes[0] and torch.allclose(logits.grad.double(), exact.grad, atol=0.02)
+
+
 # ---- whole sequences, V = 3 and T = 2: logits of the first token, then of the second after each first token ----------
 
 SEQUENCES = [[0.2, -0.5, 0.9], [1.1, 0.3, -0.8], [-0.6, 0.0, 0.7], [0.5, -1.2, 0.1]]

@@ -301,8 +301,8 @@ def test_an_update_holds_about_as_many_logits_as_are_counted(name, precision, wi
     assert method.logit_tensors / 2 < held < method.logit_tensors + 0.2
 
 
-def test_measuring_holds_seven_tensors_besides(without_layers):
-    assert logit_tensors(without_layers, LOSSES["grpo"], "float32", measured=True) == pytest.approx(8, abs=0.2)
+def test_measuring_holds_five_tensors_besides(without_layers):
+    assert logit_tensors(without_layers, LOSSES["grpo"], "float32", measured=True) == pytest.approx(6, abs=0.2)
 
 
 def test_logits_are_estimated_as_often_as_the_method_holds_them_or_measures():
@@ -314,8 +314,8 @@ def test_logits_are_estimated_as_often_as_the_method_holds_them_or_measures():
         return estimate_memory(config, shape, shape).parts["update"] / (positions_at_once(151_936, GPU) * 151_936 * 4)
 
     one = tensors("tgpo", 1)
-    for method, measured, more in (("tgpo", 5120, 0), ("gkd", 1, 7), ("exact-rkl", 1, 5), ("tgpo", 7680, 1.25),
-                                   ("tgpo", 0, 3), ("tgpo", 10**6, 3), ("gkd", 0, 7)):  # fmt: skip
+    for method, measured, more in (("tgpo", 5120, 0), ("gkd", 1, 7), ("exact-rkl", 1, 3), ("tgpo", 9216, 0.5),
+                                   ("tgpo", 0, 1), ("tgpo", 10**6, 1), ("gkd", 0, 7)):  # fmt: skip
         assert tensors(method, measured) - one == pytest.approx(more, abs=1e-6), (method, measured)
 
 

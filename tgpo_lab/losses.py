@@ -49,7 +49,7 @@ def _visible(values: Tensor, mask: Tensor) -> Tensor:
     mask = mask.bool()
     if bool(mask.all()):
         return values
-    return torch.where(mask if values.ndim == 2 else mask.unsqueeze(-1), values, torch.zeros_like(values))
+    return torch.where(mask if values.ndim == 2 else mask.unsqueeze(-1), values, values.new_zeros(()))
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
@@ -89,15 +89,50 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def reverse_kl_per_token(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(πθ‖πT) = Σ_v πθ(v)(log πθ(v) − log πT(v)) at each position: (B, T, V) twice → (B, T)."""
-    student, teacher = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
-    return (student.exp() * (student - teacher)).sum(-1)
+    """KL(πθ‖πT) = Σ_v πθ(v)(log πθ(v) − log πT(v)) at each position: (B, T, V) twice → (B, T).
+
+    It can be differentiated once.
+    """
+    return _KL.apply(student_logits, teacher_logits.detach(), True)
 
 
 def forward_kl_per_token(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
-    """KL(πT‖πθ) = Σ_v πT(v)(log πT(v) − log πθ(v)) at each position: (B, T, V) twice → (B, T)."""
-    student, teacher = student_logits.log_softmax(-1), teacher_logits.detach().log_softmax(-1)
-    return (teacher.exp() * (teacher - student)).sum(-1)
+    """KL(πT‖πθ) = Σ_v πT(v)(log πT(v) − log πθ(v)) at each position: (B, T, V) twice → (B, T).
+
+    It can be differentiated once.
+    """
+    return _KL.apply(student_logits, teacher_logits.detach(), False)
+
+
+class _KL(torch.autograd.Function):
+    """Either KL, with its gradient made in the forward pass: half of the tensors over the vocabulary and of the passes.
+
+    Of the logit of v, KL(πθ‖πT) has the gradient πθ(v)(log πθ(v) − log πT(v) − KL), and KL(πT‖πθ) has πθ(v) − πT(v).
+    """
+
+    @staticmethod
+    def forward(ctx, student_logits: Tensor, teacher_logits: Tensor, reverse: bool) -> Tensor:
+        student = student_logits.log_softmax(-1)
+        teacher = teacher_logits.log_softmax(-1).to(torch.promote_types(student.dtype, teacher_logits.dtype))
+        # Each tensor is written over as soon as it has served.
+        summands = torch.sub(student, teacher, out=teacher) if reverse else teacher - student
+        policy = student.exp_()
+        summands.mul_(policy if reverse else teacher.exp_())
+        divergence = summands.sum(-1)
+        gradient = None
+        if ctx.needs_input_grad[0] and reverse:
+            gradient = summands.addcmul_(policy, divergence.unsqueeze(-1), value=-1)
+        elif ctx.needs_input_grad[0]:
+            gradient = policy.sub_(teacher)
+        ctx.save_for_backward(gradient)
+        return divergence
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        if torch.is_grad_enabled():  # as in _TokenLogprobs
+            raise RuntimeError("A KL can be differentiated once only: leave create_graph=True out.")
+        (of_logits,) = ctx.saved_tensors
+        return of_logits * gradient.unsqueeze(-1), None, None
 
 
 def reverse_kl(student_logits: Tensor, teacher_logits: Tensor, mask: Tensor, normalizer: float | None = None) -> Tensor:

@@ -22,7 +22,7 @@ other, and only the largest counts:
     update             tokens of a micro-batch × what the layers keep for the backward pass (see Shape); scores of the
                        layers, of one with gradient_checkpointing, and twice more of the one at work (their gradients);
                        logits of the positions that are projected at once, as often as the method's loss holds them
-                       (Method.logit_tensors), or once and seven times more of those of them that are measured: the
+                       (Method.logit_tensors), or once and five times more of those of them that are measured: the
                        share of measured_positions in a step whose responses are as long as they may be; what such
                        positions add to the gradient of a trained output layer, vocabulary × width × 4, and ·2 before it
                        is converted from bfloat16. Under FSDP what
@@ -173,7 +173,7 @@ def estimate_memory(
 
     positions = config.prompts_per_step * config.group_size * config.max_new_tokens
     measured = min(1.0, config.measured_positions / positions) if config.measured_positions else 1.0
-    logits = int(max(config.method.logit_tensors, 1 + 7 * measured) * chunk * student.vocabulary * 4)
+    logits = int(max(config.method.logit_tensors, 1 + 5 * measured) * chunk * student.vocabulary * 4)
     scores = scores_of(
         student, at_once=2 + (1 if config.gradient_checkpointing else student.layers),
         plain=not config.gradient_checkpointing,

@@ -71,7 +71,7 @@ class ExactReverseKL(Method):
 
     @property
     def logit_tensors(self) -> int:
-        return 10
+        return 8
 
     def terms(self, batch: Batch, step: int) -> list[Term]:
         mask = batch.student_mask
@@ -92,7 +92,7 @@ class GeneralizedKnowledgeDistillation(Method):
 
     @property
     def logit_tensors(self) -> int:
-        return 12 if 0 < self.beta < 1 else 10
+        return 12 if 0 < self.beta < 1 else 9
 
     def __post_init__(self) -> None:
         if not 0 <= self.beta <= 1:

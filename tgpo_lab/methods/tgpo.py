@@ -92,7 +92,7 @@ class TGPO(GRPO):
 
     @property
     def logit_tensors(self) -> int:
-        return super().logit_tensors + (5 if self.needs_distribution else 0)
+        return super().logit_tensors + (4 if self.needs_distribution else 0)
 
     @property
     def top_k(self) -> int:
