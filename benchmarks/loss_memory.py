@@ -37,7 +37,7 @@ from tgpo_lab.benchmark import peak_memory
 from tgpo_lab.errors import RunError
 from tgpo_lab.loop.allocator import keep_freed_memory
 from tgpo_lab.loop.student_pass import StudentPass, accumulate_gradients
-from tgpo_lab.losses import policy_gradient_loss, reverse_kl
+from tgpo_lab.losses import policy_gradient_loss
 from tgpo_lab.methods import make_method
 from tgpo_lab.models.pairs import Pair
 from tgpo_lab.provenance import provenance
@@ -118,7 +118,8 @@ def plain(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> None
         logits = pair.student(tokens).logits[:, PROMPT - 1 : -1].float()
     count = rollouts.mask.sum()
     if loss == "exact-rkl":
-        total = reverse_kl(logits, teacher_logits, rollouts.mask)
+        student, teacher = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+        total = (student.exp() * (student - teacher)).sum() / count
     else:
         teacher_tokens = teacher_logits.argmax(-1)
         teacher_logits.log_softmax(-1).gather(-1, rollouts.responses.unsqueeze(-1))  # log πT(y), for the measurements
