@@ -74,7 +74,9 @@ def check_sampling(
             raise elsewhere(error, config) from error
         if path not in _WITHOUT:
             raise
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        # An engine wraps it in a sentence about checkpoints, which there are none of here.
+        first = error.__cause__ or error
+        reason = f"{type(first).__name__}: {' '.join(str(first).split())[:300]}"
         found.add(
             "refused", "sampling noise", f"{path} failed here, on {where}: {reason}", f"{_WITHOUT[path].capitalize()}."
         )

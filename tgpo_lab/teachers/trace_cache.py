@@ -15,7 +15,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,9 +28,6 @@ from ..errors import InputError
 from ..files import require_name, require_writable_folder, write_bytes
 from ..randomness import generator_for
 from ..rollouts import Rollouts
-
-if TYPE_CHECKING:  # it is an extra
-    from peft import PeftConfig
 
 Draw = Callable[[list[list[int]], Tensor], Rollouts]
 """(prompts, (prompts × samples, limit) uniform numbers) → the rollouts that the teacher writes with them."""
@@ -50,7 +47,8 @@ def teacher_identity(model: PreTrainedModel) -> str:
     return _identity_of_base(model) + (f"+adapters:{_digest_of_adapters(model, adapters)}" if adapters else "")
 
 
-def _digest_of_adapters(model: PreTrainedModel, configurations: dict[str, PeftConfig]) -> str:
+def _digest_of_adapters(model: PreTrainedModel, configurations: dict[str, Any]) -> str:
+    """Of their weights and of peft's configurations, by name. peft is an extra, so its types are not named."""
     total = hashlib.sha256()
     for name, configuration in sorted(configurations.items()):
         settings = configuration.to_dict()
