@@ -29,7 +29,7 @@ from tgpo_lab.rollouts import Rollouts
 from tgpo_lab.runs import latest_checkpoint
 from tgpo_lab.teacher import ask_teacher
 from tgpo_lab.teachers import server as server_module
-from tgpo_lab.teachers.prompt_logprobs import PrefixAnswer
+from tgpo_lab.teachers.prompt_logprobs import PrefixAnswer, TeacherServerError
 from tgpo_lab.teachers.server import KEY_VARIABLE, ServerTeacher
 
 VOCABULARY = 2048
@@ -233,7 +233,7 @@ def test_tokens_that_the_student_lacks_are_cut_and_the_rest_is_divided_by_what_i
 
 def test_a_teacher_that_writes_nothing_the_student_has_is_refused(server, asking):
     server.raised = 40
-    with pytest.raises(InputError, match="of the teacher's 20 most probable tokens are such as the student lacks"):
+    with pytest.raises(TeacherServerError, match="20 most probable tokens are such as the student lacks"):
         asking(vocabulary_size=VOCABULARY - 40).ask(rollouts_from([(3, 2)]))
 
 
@@ -354,7 +354,7 @@ def test_a_fault_that_passes_is_outlived(server, asking, name):
 def test_a_fault_that_stays_ends_in_one_sentence_after_the_bound(server, asking, name):
     fault, message = FAULTS[name]
     server.fault = fault(server)
-    with pytest.raises(InputError, match=rf"{message}.*; attempts: 3\. .*--resume"):
+    with pytest.raises(TeacherServerError, match=rf"{message}.*; attempts: 3\. "):
         asking(timeout=0.3, retries=2).ask(rollouts_from([(3, 4)]))
     assert server.completions == 3
 
@@ -362,7 +362,7 @@ def test_a_fault_that_stays_ends_in_one_sentence_after_the_bound(server, asking,
 def test_a_server_that_is_not_there(server, asking):
     teacher = asking(retries=1)
     server.close()
-    with pytest.raises(InputError, match=r"could not be reached or broke off .ConnectError"):
+    with pytest.raises(TeacherServerError, match=r"could not be reached or broke off .ConnectError"):
         teacher.ask(rollouts_from([(3, 4)]))
 
 
@@ -375,7 +375,7 @@ def test_one_failure_ends_the_requests_under_way(server, asking):
         return True
 
     server.fault = fault
-    with pytest.raises(InputError, match="refused with status 403"):
+    with pytest.raises(TeacherServerError, match="refused with status 403"):
         asking(timeout=600).ask(rollouts_from(SOME))
     assert not server.release.is_set()
 
@@ -440,7 +440,7 @@ NONSENSE = {
 @pytest.mark.parametrize("name", NONSENSE)
 def test_nonsense_is_named_and_not_learned_from(server, asking, name):
     server.alter, message = NONSENSE[name]
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(TeacherServerError, match=message):
         asking().ask(rollouts_from([(3, 4)]))
     assert server.completions == 1  # asking again would give the same
 
@@ -554,7 +554,7 @@ def test_a_server_that_dies_in_a_run_leaves_a_whole_checkpoint_and_the_run_goes_
     )
     server.completions, server.fault = 0, lambda number, handler: number > 20 and status_500(number, handler)
     config = tiny_config(output=str(tmp_path / "cut"), teacher_server=server.url, **common)
-    with pytest.raises(InputError, match=r"status 500 .*--resume"):
+    with pytest.raises(TeacherServerError, match=rf"status 500 .*step-000002\. When .*--resume {config.output}"):
         tgpo_lab.train(config, show_progress=False)
     assert latest_checkpoint(Path(config.output)).name == "step-000002"
     other = Server(random_pair.teacher)
@@ -587,6 +587,11 @@ def test_the_server_is_reached_from_the_command_line(server, command, random_pai
     assert len(error.splitlines()) == 1 and not (tmp_path / "run").exists()
     status, _, error = command("train", *flags, "--teacher-server", server.url)
     assert status == 0, error
+    server.completions, server.fault = 0, lambda number, handler: number > 2 and status_500(number, handler)
+    again = [*flags[:-1], tmp_path / "cut", "--teacher-server", server.url, "--teacher-server-retries", 0]
+    status, _, error = command("train", *again)
+    assert status == 1 and len(error.splitlines()) == 1  # what was given was right
+    assert error.strip().endswith(f"go on: tgpo-lab train --resume {tmp_path / 'cut'}")
 
 
 def test_the_shares_of_a_schedule_that_waits_for_agreement_are_there(server, tiny_config):

@@ -29,7 +29,7 @@ from .loop.out_of_memory import MicroBatchTokens, told_while_loading
 from .loop.preparation import Prepared, prepare
 from .loop.progress import TrainingProgress
 from .loop.requirements import require_packages
-from .loop.stopping import StopRequest, full_memory_or_disk_told, refuse_non_finite
+from .loop.stopping import StopRequest, failures_told, refuse_non_finite
 from .loop.student_pass import StudentPasses
 from .methods import method_name
 from .metrics import metrics_frame
@@ -68,6 +68,7 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         OtherProcessError: another process of the run failed, ended or does not answer.
         OutOfMemoryError: one row alone does not fit into memory.
         DiskFullError: there is no room for what the run writes; the last checkpoint is whole.
+        TeacherServerError: the teacher's server failed.
     """
     directory = Path(config.output)
     accelerator = tracking_accelerator(directory, config.trackers)
@@ -134,7 +135,7 @@ def _make_steps(
     progress = TrainingProgress(method_name(method), step, config.steps, show_progress)
     with (
         processes.loss_told(),
-        full_memory_or_disk_told(config),
+        failures_told(config),
         StopRequest() as stop,
         progress,
         ExitStack() as trackers,

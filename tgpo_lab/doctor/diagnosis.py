@@ -10,6 +10,7 @@ from typing import Literal
 from ..diagnostics.pair_card import PairCard, card_markdown
 from ..errors import InputError
 from ..loop.out_of_memory import OutOfMemoryError
+from ..teachers.prompt_logprobs import TeacherServerError
 from .memory_estimate import MemoryEstimate
 
 LEVELS = ("ok", "warning", "refused")
@@ -55,7 +56,7 @@ class Diagnosis:
         """
         try:
             yield
-        except (InputError, OutOfMemoryError) as error:
+        except (InputError, OutOfMemoryError, TeacherServerError) as error:
             self.add("refused", subject, str(error))
             raise ExaminationEnded from error
 

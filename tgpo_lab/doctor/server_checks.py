@@ -30,6 +30,7 @@ def check_server(
 
     Raises:
         InputError: the server cannot answer for this run.
+        TeacherServerError: it has failed since it was examined.
     """
     server = server_of(config, pair)
     name = server.check(longest_sequence(config, pair, prompts), config.method.top_k)

@@ -1,4 +1,4 @@
-"""Stopping a long run between two steps, and stopping it where it cannot go on: numbers, memory, disk."""
+"""Stopping a long run between two steps, and where it cannot go on: numbers, memory, disk, the teacher's server."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from ..errors import RunError
 from ..files import write_json, written_folder
 from ..parallel.processes import Processes
 from ..runs import CHECKPOINTS, CONFIG_FILE, latest_checkpoint
+from ..teachers.prompt_logprobs import TeacherServerError
 from .out_of_memory import elsewhere
 
 
@@ -65,36 +66,43 @@ class StopRequest:
 
 
 @contextmanager
-def full_memory_or_disk_told(config: TrainConfig) -> Iterator[None]:
-    """Context of a run that says in one sentence that memory or disk is full, or the disk gone, and how to go on.
+def failures_told(config: TrainConfig) -> Iterator[None]:
+    """Context of a run that says how to go on, where memory or disk is full, the disk gone or the teacher's server.
 
     Raises:
         OutOfMemoryError: memory ran out.
         DiskFullError: a checkpoint or the metrics could not be written.
+        TeacherServerError: it failed.
     """
+    folder = Path(config.output)
     try:
         yield
+    except TeacherServerError as error:
+        raise TeacherServerError(f"{error} {_what_is_left(folder, 'when it answers again,')}") from error
     except RunError:
         raise
     except Exception as error:
         if is_out_of_memory(error):
             raise elsewhere(error, config) from error
-        folder = Path(config.output)
         if _is_of_the_disk(error, FULL):
             remedy = "make room"
         elif _is_of_the_disk(error, FAILING) or _is_of_the_disk(error, LOST, within=folder):
             remedy = f"see that {folder} can be written again"
         else:
             raise
-        whole = checkpoint_folders(folder / CHECKPOINTS)
-        again = f"tgpo-lab train --resume {folder}"
-        if whole:
-            left = f"The last whole checkpoint is {whole[-1]}. {remedy[0].upper()}{remedy[1:]}, then go on: {again}"
-        elif (folder / CONFIG_FILE).exists():
-            left = f"There is no checkpoint yet: {remedy}, then begin again: {again}"
-        else:
-            left = f"{folder} holds the run no more: restore it, or start the run anew."
+        left = _what_is_left(folder, f"{remedy}, then")
         raise DiskFullError(f"A file of the run could not be written ({error}). {left}") from error
+
+
+def _what_is_left(folder: Path, first: str) -> str:
+    """From where a run goes on, and how, once what ``first`` says is done."""
+    whole = checkpoint_folders(folder / CHECKPOINTS)
+    again = f"tgpo-lab train --resume {folder}"
+    if whole:
+        return f"The last whole checkpoint is {whole[-1]}. {first[0].upper()}{first[1:]} go on: {again}"
+    if (folder / CONFIG_FILE).exists():
+        return f"There is no checkpoint yet: {first} begin again: {again}"
+    return f"{folder} holds the run no more: restore it, or start the run anew."
 
 
 def _is_of_the_disk(error: Exception, codes: set[int], within: Path | None = None) -> bool:

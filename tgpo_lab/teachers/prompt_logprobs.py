@@ -18,10 +18,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ..errors import InputError
+from ..errors import RunError
 
 NOT_A_PROBABILITY = 1e-3
 """Nats above 0, and excess of a sum of probabilities over 1, that are still rounding."""
+
+
+class TeacherServerError(RunError):
+    """A teacher's server failed, or answered with what makes no sense."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ def read_completion(answer: object, tokens: list[int], start: int, count: int) -
         ``len(tokens) − start`` answers.
 
     Raises:
-        InputError: the answer has another form, belongs to other tokens, or its numbers are no log-probabilities.
+        TeacherServerError: the answer has another form, is of other tokens, or its numbers are no log-probabilities.
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
@@ -114,5 +118,5 @@ def _read_entry(entry: object, token: int, count: int) -> PrefixAnswer:
     return PrefixAnswer(found[token], top[:count])
 
 
-def _nonsense(what: str, advice: str) -> InputError:
-    return InputError(f"The teacher's server answered with {what}; {advice}.")
+def _nonsense(what: str, advice: str) -> TeacherServerError:
+    return TeacherServerError(f"The teacher's server answered with {what}; {advice}.")

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..rollouts import Rollouts
 from ..teacher import TeacherAnswers
-from .prompt_logprobs import PrefixAnswer, completion_request, read_completion
+from .prompt_logprobs import PrefixAnswer, TeacherServerError, completion_request, read_completion
 
 KEY_VARIABLE = "TEACHER_SERVER_KEY"
 """Environment variable with the server's key, if it wants one. Not an option: options are written down with a run."""
@@ -79,6 +79,12 @@ class ServerTeacher:
             InputError: it cannot be reached, serves another model, reads no sequences of that length, or does not give
                 log-probabilities of prompts.
         """
+        try:
+            return self._check(longest, top_k)
+        except TeacherServerError as error:  # nothing has begun: what was given cannot work
+            raise InputError(str(error)) from error
+
+    def _check(self, longest: int, top_k: int) -> str:
         listed = self._run([("GET", "/models", None)], _as_it_is)[0]
         try:
             models = {entry["id"]: entry for entry in listed["data"]}
@@ -115,7 +121,8 @@ class ServerTeacher:
         """See :class:`tgpo_lab.teachers.sources.Teacher`. How many tokens it reads at once is the server's affair.
 
         Raises:
-            InputError: it was asked for what a server does not give, or the server failed.
+            InputError: it was asked for what a server does not give.
+            TeacherServerError: the server failed, or answered with what makes no sense.
         """
         if keep_distribution is not None or sampling_seed is not None:
             what = "tokens drawn from the teacher" if keep_distribution is None else "whole distributions"
@@ -153,7 +160,7 @@ class ServerTeacher:
         """How the server cuts texts into tokens, without special ones; None if it does not say (vLLM's /tokenize does).
 
         Raises:
-            InputError: it cannot be reached.
+            TeacherServerError: it cannot be reached.
         """
         root = self.url.removesuffix("/v1")
         bodies = [{"model": self._model, "prompt": text, "add_special_tokens": False} for text in texts]
@@ -179,7 +186,7 @@ class ServerTeacher:
             bodies = [completion_request(self._model, rows[row][0], count) for row in waiting]
             self._run([("POST", "/completions", body) for body in bodies], read)
             if None in answered and count >= USUAL_LIMIT:
-                raise InputError(
+                raise TeacherServerError(
                     f"After some prefix, more than {count - needed} of the teacher's {count} most probable tokens are "
                     "such as the student lacks. Choose a prompt format after which the teacher writes otherwise, or "
                     "another teacher."
@@ -247,9 +254,9 @@ class ServerTeacher:
                 return response.json()
             except (ValueError, RecursionError):  # the second of brackets within brackets
                 problem = f"answered with something that is not JSON ({_reason(response)})"
-        raise InputError(
+        raise TeacherServerError(
             f"The teacher's server {address} {problem}; attempts: {self._retries + 1}. See whether it is up and can be "
-            "reached; a run that was under way goes on from its last checkpoint with tgpo-lab train --resume."
+            "reached."
         )
 
 
@@ -266,7 +273,7 @@ def _as_tensors(answers: list[PrefixAnswer], count: int) -> RowAnswer:
     )
 
 
-class _Refused(InputError):
+class _Refused(TeacherServerError):
     """The server will not answer this request, however often it is sent."""
 
 

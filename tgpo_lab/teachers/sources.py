@@ -42,7 +42,8 @@ class Teacher(Protocol):
         """The teacher's answers at every prefix of rollouts; arguments as in :func:`tgpo_lab.teacher.ask_teacher`.
 
         Raises:
-            InputError: this teacher cannot give what is asked for, or failed.
+            InputError: this teacher cannot give what is asked for.
+            RunError: it failed.
         """
         ...
 
@@ -50,7 +51,7 @@ class Teacher(Protocol):
         """The teacher's own responses to prompts, groups together.
 
         Raises:
-            InputError: this teacher cannot, or failed.
+            InputError: this teacher cannot.
         """
         ...
 
