@@ -35,7 +35,7 @@ from tgpo_lab.allocation_errors import is_killed_for_memory, is_out_of_memory
 from tgpo_lab.batch import Batch
 from tgpo_lab.benchmark import peak_memory
 from tgpo_lab.errors import RunError
-from tgpo_lab.loop.allocator import keep_freed_memory
+from tgpo_lab.loop.allocator import keep_freed_memory, use_large_pages
 from tgpo_lab.loop.student_pass import StudentPass, accumulate_gradients
 from tgpo_lab.losses import policy_gradient_loss
 from tgpo_lab.methods import make_method
@@ -119,10 +119,13 @@ def plain(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> None
     count = rollouts.mask.sum()
     if loss == "exact-rkl":
         student, teacher = logits.log_softmax(-1), teacher_logits.log_softmax(-1)
+        measured = torch.stack([rollouts.responses, teacher_logits.argmax(-1)], -1)
+        teacher.gather(-1, measured)  # log πT of both, for the measurements
         total = (student.exp() * (student - teacher)).sum() / count
     else:
         teacher_tokens = teacher_logits.argmax(-1)
-        teacher_logits.log_softmax(-1).gather(-1, rollouts.responses.unsqueeze(-1))  # log πT(y), for the measurements
+        measured = torch.stack([rollouts.responses, teacher_tokens], -1)
+        teacher_logits.log_softmax(-1).gather(-1, measured)  # log πT of both, for the measurements
         logprobs = logits.log_softmax(-1)
         written = logprobs.gather(-1, rollouts.responses.unsqueeze(-1)).squeeze(-1)
         rewards = torch.arange(len(rollouts), device=tokens.device).remainder(2).float()
@@ -154,6 +157,7 @@ def random_pair(options: Options, device: torch.device) -> Pair:
 
 def measure(version: str, loss: str, options: Options) -> Measured:
     """Time and peak of one version."""
+    use_large_pages()
     keep_freed_memory()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pair = random_pair(options, device)

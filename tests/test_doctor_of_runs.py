@@ -148,6 +148,23 @@ def opening(pair, student, prompts) -> float:
     return sum(values) / len(values)
 
 
+def test_other_prompts_and_another_teacher_are_refused_to_a_run_that_goes_on(tiny_config, tmp_path, random_pair):
+    folders = {name: shutil.copytree(getattr(random_pair, name), tmp_path / name) for name in ("prompts", "teacher")}
+    config = tiny_config(tmp_path, dataset=str(folders["prompts"]), teacher=str(folders["teacher"]))
+    train(config, show_progress=False)
+    assert "other" not in told(examined(config.with_changes(steps=9), resume=True), "refused", "output")
+    file = folders["prompts"] / "train.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join(lines[::-1]))
+    found = examined(config.with_changes(steps=9), resume=True)
+    assert f"{folders['prompts']} has other prompts or answers" in told(found, "refused", "output")
+    assert found.card is not None  # the pair is looked at all the same
+    shutil.copytree(random_pair.student, folders["teacher"], dirs_exist_ok=True)
+    file.write_text("".join(lines))
+    found = examined(config.with_changes(steps=9), resume=True)
+    assert f"{folders['teacher']} has other weights than when" in told(found, "refused", "output")
+
+
 def test_a_finished_run_is_said_to_be_finished(tiny_config, tmp_path, command):
     config = tiny_config(tmp_path)
     train(config, show_progress=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from process_group import Group
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tgpo_lab import training
 from tgpo_lab.checkpoints import read_state
@@ -283,11 +283,41 @@ def test_changed_prompts_are_refused(tiny_config, tmp_path, random_pair, split, 
     assert quiet(config.with_changes(steps=4), resume=True).completed
 
 
+def change_one_number(weights: Path, name: str) -> None:
+    tensors = load_file(weights / "model.safetensors")
+    tensors[name].view(-1)[0] += 1
+    save_file(tensors, weights / "model.safetensors", {"format": "pt"})
+
+
+def test_a_changed_teacher_is_refused(tiny_config, tmp_path, random_pair):
+    teacher = Path(shutil.copytree(random_pair.teacher, tmp_path / "teacher"))
+    config = tiny_config(tmp_path, teacher=str(teacher))
+    quiet(config)
+    moved = teacher.rename(tmp_path / "moved")
+    teacher.symlink_to(moved)  # the same in another place
+    assert quiet(config.with_changes(steps=4), resume=True).completed
+    change_one_number(teacher, "model.norm.weight")
+    with pytest.raises(InputError, match=rf"^{teacher} has other weights than when .* began"):
+        quiet(config.with_changes(steps=5), resume=True)
+
+
+def test_the_students_folder_may_change_but_not_under_adapters(tiny_config, tmp_path, random_pair):
+    pytest.importorskip("peft")
+    student = Path(shutil.copytree(random_pair.student, tmp_path / "student"))
+    full = tiny_config(tmp_path, student=str(student))
+    adapters = full.with_changes(lora_rank=2, output=str(tmp_path / "adapters"))
+    quiet(full), quiet(adapters)
+    change_one_number(student, "model.norm.weight")
+    assert quiet(full.with_changes(steps=4), resume=True).completed  # the checkpoint has all of its weights
+    with pytest.raises(InputError, match=rf"^{student} has other weights than when {tmp_path}/adapters began"):
+        quiet(adapters.with_changes(steps=4), resume=True)
+
+
 def test_a_run_of_an_earlier_version_goes_on(tiny_config, tmp_path):
     config = tiny_config(tmp_path, steps=1)
     quiet(config)
     file = tmp_path / "run" / "config.json"
     record = json.loads(file.read_text())
-    file.write_text(json.dumps({k: v for k, v in record.items() if k not in ("id", "prompts_digest")}))
+    file.write_text(json.dumps({k: v for k, v in record.items() if k not in ("id", "digests")}))
     assert quiet(config.with_changes(steps=2), resume=True).completed
     assert stored(tmp_path / "run")["config"]["steps"] == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
@@ -175,6 +176,9 @@ class TrainConfig:
     """Decides prompts, samples and every other random choice."""
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, os.PathLike):
+                object.__setattr__(self, name, os.fspath(value))  # paths are text here, so that JSON has them
         require_possible_settings(self)
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import uuid
 from contextlib import AbstractContextManager
@@ -11,7 +10,6 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from datasets import Dataset
 from transformers import PreTrainedModel
 
 from .checkpoints import checkpoint_folders, read_state
@@ -86,19 +84,19 @@ def held_run(directory: Path) -> AbstractContextManager[None]:
     )
 
 
-def start_run(config: TrainConfig, prompts: str) -> Path:
+def start_run(config: TrainConfig, digests: dict[str, str]) -> Path:
     """Put configuration and provenance of a new run into its folder, which is held by :func:`held_run`.
 
     Args:
         config: the run.
-        prompts: their :func:`prompts_digest`.
+        digests: of its :mod:`tgpo_lab.run_inputs`.
 
     Raises:
         InputError: the folder cannot be written, or holds a run already.
     """
     directory = Path(config.output)
     require_new_run(directory, keep=True)
-    _write_record(directory, {"config": config.as_dict(), "id": _new_id(), "prompts_digest": prompts, **provenance()})
+    _write_record(directory, {"config": config.as_dict(), "id": _new_id(), "digests": digests, **provenance()})
     return directory
 
 
@@ -186,30 +184,6 @@ def check_resumable(config: TrainConfig, directory: Path) -> None:
                 # A folder may have been moved, but that is no choice of a resume.
                 f"the same configuration (only {', '.join(sorted(CHANGEABLE_ON_RESUME - {'output'}))} may change)."
             )
-
-
-def prompts_digest(*splits: Dataset) -> str:
-    """Digest of prompts and answers, in their order: what a run learns from and is measured on."""
-    texts = [list(split[column]) for split in splits for column in ("prompt", "answer")]
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()[:16]
-
-
-def require_same_prompts(directory: Path, prompts: str, source: str | Path) -> None:
-    """Refuse to go on with a run on other prompts. Runs of versions that stored no digest are taken as they are.
-
-    Args:
-        directory: of the run.
-        prompts: the :func:`prompts_digest` of now.
-        source: the dataset, for the message.
-
-    Raises:
-        InputError: they are others than when the run began.
-    """
-    if json.loads((directory / CONFIG_FILE).read_text()).get("prompts_digest", prompts) != prompts:
-        raise InputError(
-            f"{source} has other prompts or answers than when {directory} began. An exact resume needs the same: "
-            "restore them, or start a run in another folder."
-        )
 
 
 def latest_checkpoint(directory: Path) -> Path:

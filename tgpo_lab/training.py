@@ -20,7 +20,7 @@ from .batch import Batch
 from .checkpoints import CheckpointState, optimizer_tensors, save_checkpoint
 from .config import TrainConfig
 from .evaluation import evaluate
-from .loop.allocator import keep_freed_memory
+from .loop.allocator import keep_freed_memory, use_large_pages
 from .loop.clock import Clock
 from .loop.measurement import ClippedTokens, StepMeasurement, choose_measured, gradients_by_kind
 from .loop.mini_batches import mini_batches, rows_of_groups
@@ -70,11 +70,12 @@ def train(config: TrainConfig, *, resume: bool = False, show_progress: bool = Tr
         DiskFullError: there is no room for what the run writes; the last checkpoint is whole.
         TeacherServerError: the teacher's server failed.
     """
+    use_large_pages()
+    keep_freed_memory()
     directory = Path(config.output)
     accelerator = tracking_accelerator(directory, config.trackers)
     processes = Processes(accelerator, f"To go on: tgpo-lab train --resume {directory}, with all processes.")
     require_packages(config, accelerator.device)
-    keep_freed_memory()
 
     with ExitStack() as held:
         with processes.loss_told(), told_while_loading():

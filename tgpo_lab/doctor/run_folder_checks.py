@@ -11,6 +11,7 @@ from ..config import TrainConfig
 from ..errors import InputError
 from ..loop.preparation import take_checkpoint
 from ..models.pairs import Pair
+from ..run_inputs import require_same_inputs
 from ..runs import check_resumable, require_new_run, resume_checkpoint
 from .diagnosis import Diagnosis
 
@@ -41,6 +42,15 @@ def check_output(found: Diagnosis, config: TrainConfig, resume: bool) -> Path | 
             f"{config.steps}.", "To go on with it, give more --steps.",
         )  # fmt: skip
     return checkpoint
+
+
+def check_inputs(found: Diagnosis, config: TrainConfig, pair: Pair, digests: dict[str, str]) -> None:
+    """Whether a run that goes on finds the prompts and weights with which it began; arguments as of
+    :func:`tgpo_lab.run_inputs.require_same_inputs`. Nothing ends here either."""
+    try:
+        require_same_inputs(config, pair, digests)
+    except InputError as error:
+        found.add("refused", "output", str(error))
 
 
 def take_student(

@@ -21,16 +21,8 @@ from ..models.recomputation import enable_recomputation
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
-from ..runs import (
-    METRICS_FILE,
-    check_resumable,
-    held_run,
-    prompts_digest,
-    require_same_prompts,
-    resume_checkpoint,
-    start_run,
-    store_changes,
-)
+from ..run_inputs import frozen_digests, prompts_digest, require_same_inputs
+from ..runs import METRICS_FILE, check_resumable, held_run, resume_checkpoint, start_run, store_changes
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..tasks.rewards import require_readable_answers
@@ -149,15 +141,15 @@ def prepare(
     source = config.dataset or pair.prompts
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
-    prompts = prompts_digest(training_prompts, held_out)
+    digests = frozen_digests(config, pair) | prompts_digest(training_prompts, held_out)
     if resume:
-        require_same_prompts(directory, prompts, source)
+        require_same_inputs(config, pair, digests)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     require_readable_answers(config.reward, [*training_prompts["answer"], *held_out["answer"]])
     teacher = open_teacher(config, pair, training_prompts["prompt"], device, processes)
     if not resume:
         processes.first_alone(hold)
-        processes.first_alone(start_run, config, prompts)
+        processes.first_alone(start_run, config, digests)
     elif checkpoint is not None:
         take_checkpoint(config, pair, checkpoint, device)
     equip(config, pair, begins=checkpoint is None)
