@@ -1,12 +1,13 @@
 """Training adapters instead of all weights: what is trained, what is stored, what loads again."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from tgpo_lab.config import TrainConfig
 from tgpo_lab.doctor.diagnose import diagnose
@@ -75,6 +76,17 @@ def test_adapters_load_on_top_of_their_base(tiny_config, tmp_path):
     assert torch.allclose(logits(loaded), logits(run.student), atol=1e-6)
     assert AutoTokenizer.from_pretrained(checkpoint).eos_token == "<eos>"
     assert torch.allclose(logits(load_run(run.directory).student), logits(run.student), atol=1e-6)
+
+
+@needs_peft
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_checkpoint_ends_where_its_run_did(tiny_config, tmp_path, random_pair, merged):
+    teacher = Path(shutil.copytree(random_pair.teacher, tmp_path / "teacher"))
+    GenerationConfig(eos_token_id=[1, 5]).save_pretrained(teacher)  # the base knows of 1 alone
+    run = train(tiny_config(tmp_path, teacher=str(teacher), lora_rank=2, lora_merged=merged), show_progress=False)
+    assert load_model(run.config.student, torch.float32, "cpu").generation_config.eos_token_id == 1
+    loaded = load_model(latest_checkpoint(run.directory), torch.float32, "cpu")
+    assert loaded.generation_config.eos_token_id == [1, 5]
 
 
 @needs_peft

@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..allocation_errors import is_out_of_memory
 from ..errors import InputError
@@ -227,8 +227,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model in evaluation mode: safetensors only, no remote code.
 
-    Adapters of a checkpoint come with the configuration that they were trained with, where transformers alone would
-    take the base's, whose positions may be others.
+    Adapters of a checkpoint come with the configurations that they were trained with, where transformers alone would
+    take the base's, whose positions and end tokens may be others.
 
     Args:
         path: folder or hub name.
@@ -261,6 +261,8 @@ def load_model(
         if is_out_of_memory(error):
             raise
         raise InputError(_cannot_load("model", path, error)) from error
+    if (Path(path) / CONFIGURATION / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(Path(path) / CONFIGURATION))
     return (model if device is None else model.to(device)).eval()
 
 
