@@ -42,8 +42,9 @@ PROGRAMS = Path(__file__).with_name("programs.py")
 
 ALLOCATORS = {
     "default": {},
-    # glibc then never gives memory back, so large tensors do not fault in their pages again at every step.
-    "keeping": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000"},
+    # glibc then never gives memory back, so large tensors do not fault in their pages again at every step; and PyTorch
+    # asks for pages of 2 MiB.
+    "keeping": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "8000000000", "THP_MEM_ALLOC_ENABLE": "1"},
 }
 TRAINERS = {"grpo": GRPO, "distillation": DISTILLATION}
 REAL = ("real-small", "real-0.5b", "real-1.5b")
@@ -72,7 +73,7 @@ class Options:
     trial_rounds: int = 3
     """Steps in which a micro-batch size of TRL is tried; one for real-0.5b and real-1.5b."""
     allocators: tuple[Literal["default", "keeping"], ...] = ("default", "keeping")
-    """keeping: MALLOC_MMAP_MAX_=0 and MALLOC_TRIM_THRESHOLD_=8000000000 for all programs."""
+    """keeping: MALLOC_MMAP_MAX_=0, MALLOC_TRIM_THRESHOLD_=8000000000, THP_MEM_ALLOC_ENABLE=1 for all programs."""
     note: str = ""
     """A remark on the machine that is kept with the numbers, for example: shared machine."""
     output: Path | None = None

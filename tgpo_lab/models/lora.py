@@ -7,6 +7,7 @@ they are trained: gradients, optimiser state and checkpoints have their size. Th
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from pathlib import Path
 
 import torch
@@ -83,7 +84,9 @@ def save_merged(student: PreTrainedModel, folder: Path) -> None:
         student.peft_config["default"].base_model_name_or_path, config=student.config,
         dtype=student.dtype, use_safetensors=True, trust_remote_code=False,
     )  # fmt: skip
-    merged = PeftModel.from_pretrained(base, str(folder / ADAPTER)).merge_and_unload()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of names that peft uses and transformers gives up
+        merged = PeftModel.from_pretrained(base, str(folder / ADAPTER)).merge_and_unload()
     merged.generation_config = student.generation_config
     merged.save_pretrained(folder)
 
