@@ -15,6 +15,7 @@ from tgpo_lab.errors import InputError, RunError
 from tgpo_lab.metrics import read_rows
 from tgpo_lab.models.lora import add_adapters
 from tgpo_lab.models.pairs import load_pair
+from tgpo_lab.sampling import vllm_engine
 from tgpo_lab.sampling.cached_sampling import sample_responses
 from tgpo_lab.sampling.engine import OwnEngine
 from tgpo_lab.sampling.vllm_engine import VLLMEngine, checkpoint_weights, require_vllm
@@ -109,6 +110,31 @@ def test_ids_beyond_the_shared_vocabulary_are_never_written_and_get_no_probabili
     assert int(rollouts.responses.max()) < 50
     wanted = response_logprobs(pair.student, rollouts, 0.8, 50, 4096)
     torch.testing.assert_close(rollouts.logprobs, wanted.detach(), rtol=1e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_vllms_copy_lacks_the_rows_of_other_ids(pair, random_pair, vllm, monkeypatch, tied):
+    if tied:
+        pair = load_pair(random_pair.student, random_pair.teacher)
+        monkeypatch.setattr(vllm_engine, "require_renewable_weights", lambda student, device: None)
+    asked = []
+    true = vllm.SamplingParams
+    monkeypatch.setattr(vllm, "SamplingParams", lambda **options: asked.append(options) or true(**options))
+    engine = VLLMEngine(pair.student, max_length=40, precision="float32", vocabulary_size=50)
+    for factor in (1.0, 1.3):
+        changed(pair, factor)
+        rollouts = sampled(engine, pair, vocabulary_size=50, ends=[1, 49, 50])
+        assert int(rollouts.responses.max()) < 50
+        wanted = response_logprobs(pair.student, rollouts, 0.8, 50, 4096)
+        torch.testing.assert_close(rollouts.logprobs, wanted.detach(), rtol=1e-4, atol=2e-5)
+    given = vllm.RELOADS[-1]
+    assert ("lm_head.weight" in given) != tied
+    whole = dict(pair.student.named_parameters())
+    for name, weight in given.items():
+        by_token = name in ("lm_head.weight", "model.embed_tokens.weight")
+        assert torch.equal(weight, whole[name][:50] if by_token else whole[name]), name
+    assert {options["allowed_token_ids"] for options in asked} == {None}  # no list for each request
+    assert {tuple(options["stop_token_ids"]) for options in asked} == {(1, 49)}
 
 
 def test_greedy_is_greedy_and_has_no_logprobs(engine, pair):

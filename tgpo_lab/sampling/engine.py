@@ -142,4 +142,5 @@ def make_engine(config: TrainConfig, pair: Pair, prompts: list[str], processes: 
         sleep=config.vllm_sleep,
         several=processes.number > 1,
         overrides=position_settings(pair.student.config) if any(config.position_options.values()) else None,
+        vocabulary_size=pair.vocabulary_size,
     )

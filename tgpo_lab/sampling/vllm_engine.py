@@ -87,6 +87,7 @@ class VLLMEngine:
         sleep: bool = False,
         several: bool = False,
         overrides: Mapping[str, object] | None = None,
+        vocabulary_size: int | None = None,
     ):
         """Start vLLM in this process; weights come with :meth:`load_weights`.
 
@@ -98,6 +99,7 @@ class VLLMEngine:
             sleep: give that memory back between samplings.
             several: this is one of several processes, each with an engine of its own. All must start theirs.
             overrides: fields in which the student's configuration is not the one of its name or folder.
+            vocabulary_size: vLLM's copy has the rows of ids below this one alone, so no other can be written.
 
         Raises:
             InputError: vLLM is missing, of another version, or cannot run this student here.
@@ -111,7 +113,12 @@ class VLLMEngine:
         from vllm import LLM
 
         self._student, self._sleep = student, sleep
-        self._rows = student.config.get_text_config().vocab_size
+        overrides, text = dict(overrides or {}), student.config.get_text_config()
+        self._rows = text.vocab_size  # of the copy's vocabulary
+        if vocabulary_size is not None and text is student.config:  # a field within a field cannot be overridden
+            # To forbid ids in each request takes vLLM a list of all others for it, and a mask of all requests by all
+            # ids that is sent to the GPU whenever one of them ends (v1/worker/gpu_input_batch.py).
+            self._rows = overrides["vocab_size"] = min(self._rows, vocabulary_size)
         # One engine of several on GPUs of their own: cuda:LOCAL_RANK, which accelerate gave this process. Without it
         # each would take cuda:0 (UniProcExecutor._distributed_args). It leaves the group of the processes as it is,
         # with groups of one engine each (initialize_model_parallel: the world need not be tensor × pipeline × data).
@@ -131,7 +138,7 @@ class VLLMEngine:
                         logprobs_mode="processed_logprobs",  # after temperature and allowed tokens
                         enable_prefix_caching=True,
                         enable_sleep_mode=sleep,
-                        hf_overrides=dict(overrides or {}),
+                        hf_overrides=overrides,
                         seed=0,  # every request brings its own
                         **launcher,
                     )
@@ -150,7 +157,8 @@ class VLLMEngine:
         with torch.autocast(self.device.type, enabled=False), torch.no_grad():
             if self._sleep:
                 self._llm.wake_up(tags=["weights"])
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": checkpoint_weights(self._student)})
+            weights = checkpoint_weights(self._student, self._rows)
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
             if self._sleep:
                 self._llm.wake_up(tags=["kv_cache"])
             if not self._llm.reset_prefix_cache():
@@ -263,9 +271,12 @@ def _failure_told(when: str) -> Iterator[None]:
         raise RunError(f"vLLM failed {when} ({reason}); {TO_GO_ON}") from error
 
 
-def checkpoint_weights(student: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+def checkpoint_weights(student: PreTrainedModel, rows: int | None = None) -> Iterator[tuple[str, Tensor]]:
     """The student's weights under the names of its checkpoint, one at a time: whole where they are sharded, with
-    adapters merged, tied ones once. All processes must go through them."""
+    adapters merged, tied ones once. All processes must go through them. Of embeddings and output layer there are the
+    first ``rows`` alone, if given."""
+    ends = (student.get_input_embeddings(), student.get_output_embeddings())
+    by_token = {id(parameter) for module in ends for parameter in module.parameters()}
     adapted = {f"{name}.base_layer.weight": m for name, m in student.named_modules() if hasattr(m, "get_delta_weight")}
     for name, parameter in student.named_parameters():
         if "lora_" in name:
@@ -274,4 +285,4 @@ def checkpoint_weights(student: PreTrainedModel) -> Iterator[tuple[str, Tensor]]
         if name in adapted:
             delta = adapted[name].get_delta_weight("default").detach()
             weight = (weight.float() + delta.float()).to(weight.dtype)
-        yield name.replace(".base_layer.", "."), weight
+        yield name.replace(".base_layer.", "."), weight[:rows] if id(parameter) in by_token else weight
