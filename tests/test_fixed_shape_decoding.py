@@ -136,6 +136,19 @@ def test_converted_weights_change_no_number_and_are_converted_once(model, pair):
     assert without.count >= 7 * len(cache.layers) and converted.count == 0
 
 
+def test_without_fixed_shapes_autocast_converts_each_weight_once_for_all_tokens(model, pair):
+    model.requires_grad_(True)  # as a student is; of frozen weights it remembers nothing
+    matrices = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+    counts = []
+    for tokens in (2, 8):
+        with torch.autocast("cpu", torch.bfloat16), Conversions({3, 15}) as converted:
+            found = sample(model, pair, None, tokens=tokens, ends=[2048])
+        assert found.lengths.tolist() == [tokens] * 15  # all rows stay
+        counts.append(converted.count)
+    # Those that are joined for single tokens are converted once more.
+    assert len(matrices) <= counts[0] == counts[1] <= 2 * len(matrices)
+
+
 def test_a_model_has_its_own_weights_back_and_copies_follow_them_in_place(random_pair, monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda read, **options: read)
     pair = load_pair(random_pair.student, random_pair.teacher)

@@ -141,8 +141,10 @@ def _sample_at_once(
     decoder: FixedShapeDecoder | None,
 ) -> Rollouts:
     ends = torch.tensor(end_tokens, device=device_of(model))
-    # Tensors of inference mode cost less to make. A decoder keeps its own, for code that was compiled without it.
-    with torch.inference_mode() if decoder is None else torch.no_grad():
+    # Tensors of inference mode cost less to make. But a decoder keeps its own, for code that was compiled without it;
+    # and autocast remembers no weight that it converted in that mode: it would convert each at every token.
+    plain = decoder is not None or torch.is_autocast_enabled(ends.device.type)
+    with torch.no_grad() if plain else torch.inference_mode():
         responses, probabilities = _write(
             model, prompts, max_new_tokens, ends, pad_token, samples_per_prompt, temperature, uniform,
             vocabulary_size, decoder,
