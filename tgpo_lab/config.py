@@ -72,7 +72,8 @@ class TrainConfig:
     # Prompts and reward
     dataset: str | None = None
     """Folder with train.jsonl or train.parquet, such a file, or a dataset on the hub; left out, the pair's own. The
-    options below that a preset has for its own dataset do not apply to another."""
+    columns, splits and answer mark that a preset has for its own dataset do not apply to another; its prompt template
+    and reward do."""
     dataset_config: str | None = None
     """Which configuration of a dataset that has several: main of openai/gsm8k."""
     train_split: str = "train"
@@ -114,14 +115,15 @@ class TrainConfig:
     temperature: float = 1.0
     """Divides the student's logits, in sampling and in the loss alike."""
     engine: Literal["own", "vllm"] = "own"
-    """What samples the student's responses: own, the loop's own cached sampling, or vllm (needs the extra vllm), a
-    second copy of the student in the same process."""
+    """What samples the student's responses: own, the loop's own cached sampling, or vllm (needs the extra vllm, in
+    an environment without the pins of constraints.txt), a second copy of the student in the same process."""
     sampling_rows: int = 0
     """Of the own engine, and of the teacher's own responses: at most so many are written at once, whole groups of a
     prompt, at least one; 0 for all. Each keeps its random numbers, so nothing changes but memory and rounding."""
     importance_cap: float | None = None
-    """Largest importance weight π_old(y_t)/π_engine(y_t), 1 or more or inf, by which policy-gradient terms are
-    multiplied where the engine drew under other log-probabilities than the update computes; left out, no weights."""
+    """Largest importance weight π_old(y_t)/π_engine(y_t), 1 or more or inf, by which policy-gradient terms and
+    KDRL's are multiplied where the engine drew under other log-probabilities than the update computes; left out, no
+    weights."""
     compile_decoding: bool = False
     """Of the own engine: read tokens with tensors of fixed shape through torch.compile, on a GPU as a CUDA graph."""
     vllm_memory_share: float = 0.3
@@ -220,7 +222,8 @@ class TrainConfig:
             name: ``tiny`` (a shipped pair on two CPU cores), ``paper`` (the paper's settings), ``gpu-24gb`` or
                 ``gpu-80gb`` (one card; by the arithmetic of :mod:`tgpo_lab.doctor.memory_estimate`).
             method: name of the method, with the options that suit the preset.
-            changes: fields to change. With another dataset or engine, the options of the preset's own do not apply.
+            changes: fields to change. With another dataset the preset's columns, splits and answer mark do not apply,
+                with another engine its options of vLLM.
 
         Raises:
             InputError: unknown preset, method or field, or impossible values.

@@ -15,8 +15,8 @@ def demo_command(arguments: list[str]) -> int:
 
 
 def demo(pair: str = "far", steps: int = 60, output: Path = Path("runs/demo"), seed: int = 0) -> int:
-    """Train a student with reverse-KL distillation, GRPO and TGPO: same start, same prompts, same samples, same number
-    of updates. Prints one table and writes a report with figures and sample rollouts.
+    """Train a student with reverse-KL distillation, GRPO and TGPO, from the same start, with the same prompts and
+    as many samples and updates. Prints one table and writes a report with figures and sample rollouts.
 
     Args:
         pair: A shipped pair: near, mid, far or far-fragile.

@@ -13,7 +13,7 @@ from ..methods import make_method, method_name
 from .model_shape import shape_of
 
 LARGE = 50_000_000
-"""Weights from which a student is none of the tiny world, whose largest has fewer than a million."""
+"""Weights from which a student is none of the tiny world, whose largest has 11 million."""
 PAPERS_RATE = PRESETS["paper"]["learning_rate"]
 HIGHEST_RATE, HIGHEST_RATE_OF_ADAPTERS = 1e-5, 1e-3
 """Learning rates of a large student from which a warning is due: all weights, and adapters alone."""

@@ -1,8 +1,8 @@
 """Weights of a model's products in the precision of autocast, converted once for all tokens that are sampled.
 
-Autocast converts a float32 weight for each product. It remembers what it has converted until its context ends, but
-compiled layers do it anew whenever they are called: for one token of each row they would read a weight in float32,
-write it in bfloat16 and read that, 8 bytes where 2 do.
+Autocast converts a float32 weight for each product. Outside of inference mode it remembers what it has converted until
+its context ends, but compiled layers do it anew whenever they are called: for one token of each row they would read a
+weight in float32, write it in bfloat16 and read that, 8 bytes where 2 do.
 """
 
 from __future__ import annotations
