@@ -39,12 +39,15 @@ for line in open("/proc/self/smaps"):
 """
 
 
-@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="Linux has large pages")
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="only Linux has large pages")
 def test_large_tensors_lie_in_large_pages_unless_the_environment_says_otherwise(monkeypatch):
     monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
     # All that a run imports comes first: a tensor made while importing would be too early.
     asked = "from tgpo_lab.training import use_large_pages\nuse_large_pages()" + FLAGS_OF_A_TENSOR
     assert printed_by(FLAGS_OF_A_TENSOR) == "False\n"
     assert printed_by(asked) == "True\n"
+    # A command that loads a pair before it trains has made tensors by then.
+    loaded = "from tgpo_lab.cli import main\nmain(['pairs', 'list'])\nfrom tgpo_lab import load_pair\nload_pair('far')"
+    assert printed_by(loaded + FLAGS_OF_A_TENSOR).endswith("\nTrue\n")
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     assert printed_by(asked) == "False\n"

@@ -1,5 +1,6 @@
 """Engines: the loop's own, and vLLM's through a stand-in with its interface (tests/stand_in_vllm)."""
 
+import copy
 import importlib.util
 import math
 import shutil
@@ -135,6 +136,16 @@ def test_vllms_copy_lacks_the_rows_of_other_ids(pair, random_pair, vllm, monkeyp
         assert torch.equal(weight, whole[name][:50] if by_token else whole[name]), name
     assert {options["allowed_token_ids"] for options in asked} == {None}  # no list for each request
     assert {tuple(options["stop_token_ids"]) for options in asked} == {(1, 49)}
+
+
+def test_of_a_text_configuration_within_another_ids_are_forbidden_in_each_request(pair, vllm, monkeypatch):
+    inner = copy.deepcopy(pair.student.config)
+    monkeypatch.setattr(type(pair.student.config), "get_text_config", lambda self, **options: inner)
+    engine = VLLMEngine(pair.student, max_length=40, precision="float32", vocabulary_size=50)
+    rollouts = sampled(engine, pair, vocabulary_size=50, ends=[1])
+    assert int(rollouts.responses.max()) < 50 and vllm.RELOADS[-1]["lm_head.weight"].shape[0] == 2048
+    wanted = response_logprobs(pair.student, rollouts, 0.8, 50, 4096)
+    torch.testing.assert_close(rollouts.logprobs, wanted.detach(), rtol=1e-4, atol=2e-5)
 
 
 def test_greedy_is_greedy_and_has_no_logprobs(engine, pair):

@@ -79,14 +79,16 @@ def test_adapters_load_on_top_of_their_base(tiny_config, tmp_path):
 
 
 @needs_peft
-@pytest.mark.parametrize("merged", [False, True])
-def test_a_checkpoint_ends_where_its_run_did(tiny_config, tmp_path, random_pair, merged):
+def test_adapters_end_where_their_run_did(tiny_config, tmp_path, random_pair):
     teacher = Path(shutil.copytree(random_pair.teacher, tmp_path / "teacher"))
     GenerationConfig(eos_token_id=[1, 5]).save_pretrained(teacher)  # the base knows of 1 alone
-    run = train(tiny_config(tmp_path, teacher=str(teacher), lora_rank=2, lora_merged=merged), show_progress=False)
+    run = train(tiny_config(tmp_path, teacher=str(teacher), lora_rank=2), show_progress=False)
     assert load_model(run.config.student, torch.float32, "cpu").generation_config.eos_token_id == 1
-    loaded = load_model(latest_checkpoint(run.directory), torch.float32, "cpu")
-    assert loaded.generation_config.eos_token_id == [1, 5]
+    checkpoint = latest_checkpoint(run.directory)
+    assert load_model(checkpoint, torch.float32, "cpu").generation_config.eos_token_id == [1, 5]
+    (checkpoint / "generation_config.json").write_text('{"eos')
+    with pytest.raises(InputError, match="could not be loaded"):
+        load_model(checkpoint, torch.float32, "cpu")
 
 
 @needs_peft

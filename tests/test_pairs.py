@@ -1,5 +1,9 @@
 """Pairs: what their models have room for."""
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from huggingface_hub import utils as hub
@@ -86,6 +90,26 @@ def test_evaluating_and_measuring_are_refused_before_they_start(pair, limits, ra
     assert measure_pair(pair, prompts, max_new_tokens=5).prompts == 6
     with pytest.raises(InputError, match=r"prefix of up to 6 tokens.*\(6\) make 18, but the teacher"):
         measure_pair(pair, prompts, max_new_tokens=6)
+
+
+@pytest.mark.parametrize("do_sample", [None, False, True])
+def test_flags_of_sampling_in_a_students_generation_config_do_not_stop_its_checkpoints(
+    random_pair, tmp_path, do_sample
+):
+    folders = {
+        name: Path(shutil.copytree(getattr(random_pair, name), tmp_path / name)) for name in ("student", "teacher")
+    }
+    flags = {"eos_token_id": 1, "temperature": 0.6, "top_p": 0.9, "top_k": 20, "max_new_tokens": 7}
+    (folders["student"] / "generation_config.json").write_text(json.dumps(flags | {"do_sample": do_sample}))
+    (folders["teacher"] / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 5]}))
+    pair = load_pair(folders["student"], folders["teacher"])
+    pair.student.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == [1, 5] and saved["max_new_tokens"] == 7
+    # Without do_sample they have no effect; with it they are the author's.
+    assert [saved.get(name) for name in ("temperature", "top_p", "top_k")] == (
+        [0.6, 0.9, 20] if do_sample else [None] * 3
+    )
 
 
 def test_loading_shows_no_bar_but_downloads_keep_theirs(random_pair, capsys):

@@ -289,6 +289,35 @@ def change_one_number(weights: Path, name: str) -> None:
     save_file(tensors, weights / "model.safetensors", {"format": "pt"})
 
 
+def test_a_run_without_steps_begins_again_with_the_prompts_of_now(tiny_config, tmp_path, random_pair):
+    prompts = Path(shutil.copytree(random_pair.prompts, tmp_path / "prompts"))
+    config = tiny_config(tmp_path, dataset=str(prompts))
+    quiet(config)
+    before = stored(tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    file = prompts / "train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[::-1]))
+    assert quiet(config, resume=True).completed
+    after = stored(tmp_path / "run")
+    assert after["digests"]["prompts"] != before["digests"]["prompts"] and after["id"] == before["id"]
+    assert quiet(config.with_changes(steps=4), resume=True).completed  # and goes on with them
+
+
+@pytest.mark.parametrize("change", ["chat template", "end tokens"])
+def test_prompts_that_become_other_tokens_are_refused(tiny_config, tmp_path, random_pair, change):
+    student = Path(shutil.copytree(random_pair.student, tmp_path / "student"))
+    (student / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    config = tiny_config(tmp_path, student=str(student), chat_template=True)
+    quiet(config)
+    if change == "chat template":
+        (student / "chat_template.jinja").write_text("{% for m in messages %}7{{ m['content'] }}{% endfor %}")
+    else:
+        (student / "generation_config.json").write_text('{"eos_token_id": [1, 5]}')
+    with pytest.raises(InputError, match=r"has other tokens, chat template or end tokens than when .* began"):
+        quiet(config.with_changes(steps=4), resume=True)
+
+
 def test_a_changed_teacher_is_refused(tiny_config, tmp_path, random_pair):
     teacher = Path(shutil.copytree(random_pair.teacher, tmp_path / "teacher"))
     config = tiny_config(tmp_path, teacher=str(teacher))
@@ -311,6 +340,14 @@ def test_the_students_folder_may_change_but_not_under_adapters(tiny_config, tmp_
     assert quiet(full.with_changes(steps=4), resume=True).completed  # the checkpoint has all of its weights
     with pytest.raises(InputError, match=rf"^{student} has other weights than when {tmp_path}/adapters began"):
         quiet(adapters.with_changes(steps=4), resume=True)
+
+
+def test_paths_may_be_given_as_such(tiny_config, tmp_path, random_pair):
+    text = tiny_config(tmp_path)
+    paths = text.with_changes(student=Path(text.student), teacher=Path(text.teacher), output=Path(text.output),
+                              dataset=Path(text.dataset))  # fmt: skip
+    assert paths == text
+    assert quiet(paths).completed and quiet(text.with_changes(steps=3), resume=True).completed
 
 
 def test_a_run_of_an_earlier_version_goes_on(tiny_config, tmp_path):

@@ -233,7 +233,7 @@ def test_tokens_that_the_student_lacks_are_cut_and_the_rest_is_divided_by_what_i
 
 def test_a_teacher_that_writes_nothing_the_student_has_is_refused(server, asking):
     server.raised = 40
-    with pytest.raises(TeacherServerError, match="20 most probable tokens are such as the student lacks"):
+    with pytest.raises(InputError, match="20 most probable tokens are such as the student lacks"):
         asking(vocabulary_size=VOCABULARY - 40).ask(rollouts_from([(3, 2)]))
 
 
@@ -554,7 +554,10 @@ def test_a_server_that_dies_in_a_run_leaves_a_whole_checkpoint_and_the_run_goes_
     )
     server.completions, server.fault = 0, lambda number, handler: number > 20 and status_500(number, handler)
     config = tiny_config(output=str(tmp_path / "cut"), teacher_server=server.url, **common)
-    with pytest.raises(TeacherServerError, match=rf"status 500 .*step-000002\. When .*--resume {config.output}"):
+    with pytest.raises(
+        TeacherServerError,
+        match=rf"status 500 .*step-000002\. Once that is put right, go on: .*--resume {config.output}",
+    ):
         tgpo_lab.train(config, show_progress=False)
     assert latest_checkpoint(Path(config.output)).name == "step-000002"
     other = Server(random_pair.teacher)
@@ -567,6 +570,19 @@ def test_a_server_that_dies_in_a_run_leaves_a_whole_checkpoint_and_the_run_goes_
     assert all(torch.equal(one[name], two[name]) for name in one)
     with pytest.raises(InputError, match="teacher_server"):
         tgpo_lab.train(config.with_changes(teacher_server=None), resume=True, show_progress=False)
+
+
+def test_a_server_that_runs_out_of_memory_is_no_reason_to_halve_micro_batches_here(server, tiny_config, capsys):
+    def full(number, handler):
+        if number > 1:  # the first is the examination
+            handler.reply({"error": {"message": "CUDA out of memory. Tried to allocate 2 GiB."}}, 500)
+        return number > 1
+
+    server.fault = full
+    config = tiny_config(teacher_server=server.url, teacher_server_retries=0, teacher_server_requests=1)
+    with pytest.raises(TeacherServerError, match=r"status 500 .CUDA out of memory.*Once that is put right, go on: "):
+        tgpo_lab.train(config, show_progress=False)
+    assert server.completions == 2 and "micro_batch" not in capsys.readouterr().err
 
 
 def test_a_server_that_cannot_serve_the_run_stops_it_before_anything_is_written(server, tiny_config, tmp_path):
@@ -588,7 +604,8 @@ def test_the_server_is_reached_from_the_command_line(server, command, random_pai
     status, _, error = command("train", *flags, "--teacher-server", server.url)
     assert status == 0, error
     server.completions, server.fault = 0, lambda number, handler: number > 2 and status_500(number, handler)
-    again = [*flags[:-1], tmp_path / "cut", "--teacher-server", server.url, "--teacher-server-retries", 0]
+    again = [*flags[:-1], tmp_path / "cut", "--teacher-server", server.url, "--teacher-server-retries", 0,
+             "--teacher-server-requests", 1]  # fmt: skip
     status, _, error = command("train", *again)
     assert status == 1 and len(error.splitlines()) == 1  # what was given was right
     assert error.strip().endswith(f"go on: tgpo-lab train --resume {tmp_path / 'cut'}")

@@ -100,7 +100,7 @@ def start_run(config: TrainConfig, digests: dict[str, str]) -> Path:
     return directory
 
 
-def store_changes(config: TrainConfig, step: int) -> None:
+def store_changes(config: TrainConfig, step: int, digests: dict[str, str] | None = None) -> None:
     """Let a run go on with the configuration of this resume from now on, so that the next one needs no flags.
 
     Under ``changes`` stand the fields' earlier values, the step at which they were changed, and the command's
@@ -109,6 +109,7 @@ def store_changes(config: TrainConfig, step: int) -> None:
     Args:
         config: of the resume, which :func:`check_resumable` has passed.
         step: from which it goes on.
+        digests: of its :mod:`tgpo_lab.run_inputs`, for a run that begins again.
 
     Raises:
         InputError: the folder holds no run, or cannot be written.
@@ -123,6 +124,8 @@ def store_changes(config: TrainConfig, step: int) -> None:
     }
     record = json.loads((directory / CONFIG_FILE).read_text())
     new = {} if "id" in record else {"id": _new_id()}  # a run of a version that gave none
+    if digests is not None and record.get("digests") != digests:
+        new["digests"] = digests
     if before:
         changes = [*record.get("changes", []), {"step": step, "before": before, **provenance()}]
         new |= {"config": given, "changes": changes}

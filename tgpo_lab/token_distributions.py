@@ -1,7 +1,7 @@
 """What the logits of a position say: log-probabilities of tokens, entropy, and both KLs to another distribution.
 
-Pure tensor functions; letters for shapes as in :mod:`tgpo_lab.losses`, which sums them over positions. Those with a
-gradient make it themselves, with fewer passes over the vocabulary than PyTorch's own would need.
+Pure tensor functions; letters for shapes as in :mod:`tgpo_lab.losses`, which sums them over positions. All but the
+entropy make their gradient themselves, with fewer passes over the vocabulary than PyTorch's own would need.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 
 from ..errors import InputError, RunError
+from ..loop.allocator import use_large_pages
 
 CLOSED_PIPE = 141
 """Exit status of a program that SIGPIPE has ended."""
@@ -18,6 +19,7 @@ CLOSED_PIPE = 141
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
+    use_large_pages()  # no tensor has been made yet
     try:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)

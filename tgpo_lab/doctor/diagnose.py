@@ -23,7 +23,7 @@ from ..loop.preparation import equip, load_as_in_run
 from ..loop.requirements import package_requirements, pair_requirements, require_prompts, require_whole_adapters
 from ..models.pairs import load_configuration, load_tokenizer, pair_paths, require_room
 from ..parallel.placement import usual_device
-from ..run_inputs import frozen_digests, prompts_digest
+from ..run_inputs import prompts_digests, weights_digests
 from ..tasks.prompts import load_prompts, training_and_held_out
 from ..teachers.sources import open_cache
 from .diagnosis import Diagnosis, ExaminationEnded
@@ -40,7 +40,7 @@ from .pair_checks import (
 )
 from .reward_checks import check_answers, check_reward
 from .room_checks import check_disk, check_machine, check_memory
-from .run_folder_checks import check_inputs, check_output, take_student
+from .run_folder_checks import check_output, check_same_inputs, take_student
 from .server_checks import check_server
 from .settings_checks import settings_to_change
 
@@ -133,7 +133,7 @@ def _examine(
     if not served:
         with found.refused_as("teacher_cache"):
             open_cache(config, pair, keep=False)
-    digests = frozen_digests(config, pair) if checkpoint is not None else {}
+    digests = weights_digests(config, pair) if checkpoint is not None else {}
     with found.refused_as("student"):
         take_student(found, config, pair, checkpoint, device, resume=resume)
     check_rows(found, pair, shared)
@@ -142,7 +142,7 @@ def _examine(
     with found.refused_as("prompts"):
         training, held_out = _check_prompts(found, config, pair, own_prompts)
     if checkpoint is not None:
-        check_inputs(found, config, pair, digests | prompts_digest(training, held_out))
+        check_same_inputs(found, config, pair, digests | prompts_digests(pair, training, held_out))
     check_answers(found, config, [*training["answer"], *held_out["answer"]])
     few = held_out.select(range(min(prompts, len(held_out))))
     tokens = min(card_tokens, config.max_new_tokens)

@@ -133,7 +133,7 @@ def check_ends(
         "ok", "end tokens",
         f"The student ends with {named[0]}, the teacher with {named[1]}. A student that learns to end as the teacher "
         f"does would go on for ever if only its own end counted, so any of {counted} ends a response here. Checkpoints "
-        "name all of them in generation_config.json, which other programs must heed; adapters alone have their base's.",
+        "name all of them in generation_config.json, which other programs must heed; of adapters they heed the base's.",
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def check_output(found: Diagnosis, config: TrainConfig, resume: bool) -> Path | 
     return checkpoint
 
 
-def check_inputs(found: Diagnosis, config: TrainConfig, pair: Pair, digests: dict[str, str]) -> None:
+def check_same_inputs(found: Diagnosis, config: TrainConfig, pair: Pair, digests: dict[str, str]) -> None:
     """Whether a run that goes on finds the prompts and weights with which it began; arguments as of
     :func:`tgpo_lab.run_inputs.require_same_inputs`. Nothing ends here either."""
     try:

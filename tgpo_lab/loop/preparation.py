@@ -21,7 +21,7 @@ from ..models.recomputation import enable_recomputation
 from ..parallel.processes import Processes
 from ..parallel.sharding import shard
 from ..precision import dtype_of
-from ..run_inputs import frozen_digests, prompts_digest, require_same_inputs
+from ..run_inputs import prompts_digests, require_same_inputs, weights_digests
 from ..runs import METRICS_FILE, check_resumable, held_run, resume_checkpoint, start_run, store_changes
 from ..sampling.engine import Engine, make_engine
 from ..tasks.prompts import load_prompts, training_and_held_out
@@ -141,8 +141,8 @@ def prepare(
     source = config.dataset or pair.prompts
     splits = load_prompts(source, **config.prompt_options)
     training_prompts, held_out = training_and_held_out(splits, config.evaluation_prompts, source)
-    digests = frozen_digests(config, pair) | prompts_digest(training_prompts, held_out)
-    if resume:
+    digests = weights_digests(config, pair) | prompts_digests(pair, training_prompts, held_out)
+    if checkpoint is not None:
         require_same_inputs(config, pair, digests)
     require_room(pair, [*training_prompts["prompt"], *held_out["prompt"]], config.max_new_tokens)
     require_readable_answers(config.reward, [*training_prompts["answer"], *held_out["answer"]])
@@ -169,6 +169,7 @@ def prepare(
         log.rewind(first_step)
     engine = make_engine(config, pair, [*training_prompts["prompt"], *held_out["prompt"]], processes)
     if resume:
-        processes.first_alone(store_changes, config, first_step)  # nothing is left that could refuse it
+        # Nothing is left that could refuse it. A run that begins again does so with what is there now.
+        processes.first_alone(store_changes, config, first_step, digests if checkpoint is None else None)
     return Prepared(pair, teacher, training_prompts, held_out, parameters, optimizer, method, log, first_step,
                     checkpoint is not None, engine)  # fmt: skip

@@ -78,7 +78,7 @@ def failures_told(config: TrainConfig) -> Iterator[None]:
     try:
         yield
     except TeacherServerError as error:
-        raise TeacherServerError(f"{error} {_what_is_left(folder, 'when it answers again,')}") from error
+        raise TeacherServerError(f"{error} {_how_to_go_on(folder, 'once that is put right,')}") from error
     except RunError:
         raise
     except Exception as error:
@@ -90,18 +90,18 @@ def failures_told(config: TrainConfig) -> Iterator[None]:
             remedy = f"see that {folder} can be written again"
         else:
             raise
-        left = _what_is_left(folder, f"{remedy}, then")
+        left = _how_to_go_on(folder, f"{remedy}, then")
         raise DiskFullError(f"A file of the run could not be written ({error}). {left}") from error
 
 
-def _what_is_left(folder: Path, first: str) -> str:
-    """From where a run goes on, and how, once what ``first`` says is done."""
+def _how_to_go_on(folder: Path, once: str) -> str:
+    """With what a run goes on, after the half-sentence that says once what is done."""
     whole = checkpoint_folders(folder / CHECKPOINTS)
     again = f"tgpo-lab train --resume {folder}"
     if whole:
-        return f"The last whole checkpoint is {whole[-1]}. {first[0].upper()}{first[1:]} go on: {again}"
+        return f"The last whole checkpoint is {whole[-1]}. {once[0].upper()}{once[1:]} go on: {again}"
     if (folder / CONFIG_FILE).exists():
-        return f"There is no checkpoint yet: {first} begin again: {again}"
+        return f"There is no checkpoint yet: {once} begin again: {again}"
     return f"{folder} holds the run no more: restore it, or start the run anew."
 
 

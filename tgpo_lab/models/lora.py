@@ -64,12 +64,10 @@ def load_adapters(student: PreTrainedModel, checkpoint: Path) -> None:
 
 
 def save_adapters(student: PreTrainedModel, folder: Path) -> None:
-    """Write the adapters and, in ``folder/configuration``, the configurations that they were trained with: the base
-    may have other positions and end tokens. Beside the adapters, they would be taken for those of a whole model."""
+    """Write the adapters and, in ``folder/configuration``, the configuration that they were trained with: the base may
+    have other positions. Beside the adapters, transformers would take it for that of a whole model."""
     student.save_pretrained(folder)
     student.config.save_pretrained(folder / CONFIGURATION)
-    if student.generation_config is not None:
-        student.generation_config.save_pretrained(folder / CONFIGURATION)
 
 
 def save_merged(student: PreTrainedModel, folder: Path) -> None:

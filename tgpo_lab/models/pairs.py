@@ -18,7 +18,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
+from transformers.utils import ADAPTER_CONFIG_NAME, CONFIG_NAME, GENERATION_CONFIG_NAME
 
 from ..allocation_errors import is_out_of_memory
 from ..errors import InputError
@@ -158,8 +158,18 @@ def load_pair(
     teacher_ends = end_tokens(teacher, teacher_tokenizer, prompt_format)
     both = shared_end_tokens(shared.size, own_ends, teacher_ends, (tokenizer, teacher_tokenizer))
     if student.generation_config is not None and both != own_ends:
-        student.generation_config.eos_token_id = both  # whoever generates with the trained student has to stop there
+        _name_ends(student.generation_config, both)
     return Pair(name, student, teacher, tokenizer, shared.size, both, prompts, prompt_format, tuple(own_ends))
+
+
+def _name_ends(generation: GenerationConfig, ends: list[int]) -> None:
+    """Whoever generates with the trained student has to stop there."""
+    generation.eos_token_id = ends
+    if not generation.do_sample:
+        # Without sampling they have no effect, but in a configuration that was changed transformers refuses them.
+        for name in ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"):
+            if getattr(generation, name, None) is not None:
+                setattr(generation, name, None)
 
 
 def check_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, size: int, name: str) -> None:
@@ -251,6 +261,8 @@ def load_model(
             raise InputError(
                 f"The weights in {path} lack {sorted(info['missing_keys'])[0]}. Copy the checkpoint again."
             )
+        if (Path(path) / ADAPTER_CONFIG_NAME).is_file() and (Path(path) / GENERATION_CONFIG_NAME).is_file():
+            model.generation_config = GenerationConfig.from_pretrained(str(path))
     except SafetensorError as error:
         if is_out_of_memory(error):
             raise
@@ -261,8 +273,6 @@ def load_model(
         if is_out_of_memory(error):
             raise
         raise InputError(_cannot_load("model", path, error)) from error
-    if (Path(path) / CONFIGURATION / GENERATION_CONFIG_NAME).is_file():
-        model.generation_config = GenerationConfig.from_pretrained(str(Path(path) / CONFIGURATION))
     return (model if device is None else model.to(device)).eval()
 
 

@@ -99,7 +99,8 @@ class VLLMEngine:
             sleep: give that memory back between samplings.
             several: this is one of several processes, each with an engine of its own. All must start theirs.
             overrides: fields in which the student's configuration is not the one of its name or folder.
-            vocabulary_size: vLLM's copy has the rows of ids below this one alone, so no other can be written.
+            vocabulary_size: vLLM's copy has the rows of ids below this one alone, so no other can be written. Of a text
+                configuration within another it has all, and ids are forbidden in each request.
 
         Raises:
             InputError: vLLM is missing, of another version, or cannot run this student here.

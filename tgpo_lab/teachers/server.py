@@ -81,7 +81,7 @@ class ServerTeacher:
         """
         try:
             return self._check(longest, top_k)
-        except TeacherServerError as error:  # nothing has begun: what was given cannot work
+        except TeacherServerError as error:  # what was given may be to blame: the address, the model's name, the key
             raise InputError(str(error)) from error
 
     def _check(self, longest: int, top_k: int) -> str:
@@ -186,7 +186,7 @@ class ServerTeacher:
             bodies = [completion_request(self._model, rows[row][0], count) for row in waiting]
             self._run([("POST", "/completions", body) for body in bodies], read)
             if None in answered and count >= USUAL_LIMIT:
-                raise TeacherServerError(
+                raise InputError(
                     f"After some prefix, more than {count - needed} of the teacher's {count} most probable tokens are "
                     "such as the student lacks. Choose a prompt format after which the teacher writes otherwise, or "
                     "another teacher."
