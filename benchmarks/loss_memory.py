@@ -13,6 +13,7 @@ new run replaces the one of the same.
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -32,7 +33,7 @@ from loss_runs import earlier_runs, table, with_run
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from tgpo_lab.allocation_errors import is_killed_for_memory, is_out_of_memory
-from tgpo_lab.batch import Batch
+from tgpo_lab.batch import Batch, Positions
 from tgpo_lab.benchmark import peak_memory
 from tgpo_lab.errors import RunError
 from tgpo_lab.loop.allocator import keep_freed_memory, use_large_pages
@@ -101,12 +102,17 @@ def in_chunks(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> 
         vocabulary_size=pair.vocabulary_size,
         micro_batch_tokens=10**9,
         keep_distribution=rollouts.mask if method.needs_distribution else None,
+        states_only=method.asks_for_logits_alone,
     )
     rows, tokens = rollouts.mask.shape
     rewards = torch.arange(rows, device=rollouts.mask.device).remainder(2).float()
-    batch = Batch(rollouts, torch.zeros_like(rewards).bool(), rewards, asked, None, rows, tokens, torch.Generator())
+    batch = Batch(rollouts, torch.zeros_like(rewards).bool(), rewards, asked, None, rows, tokens, torch.Generator(),
+                  teacher_states_only=method.asks_for_logits_alone)  # fmt: skip
     whole = StudentPass(batch, torch.arange(len(rollouts), device=rewards.device), pair, 1.0, autocast)
-    accumulate_gradients([whole], method.terms(batch, 0), Accelerator(cpu=rewards.device.type == "cpu"), autocast)
+    accelerator = Accelerator(cpu=rewards.device.type == "cpu")
+    logprobs = torch.zeros(rows, tokens, device=rewards.device)
+    look = functools.partial(Positions.write_logprobs, target=logprobs)  # as a step's measurements do
+    accumulate_gradients([whole], method.terms(batch, 0), accelerator, autocast, torch.no_grad()(look))
 
 
 def plain(loss: str, pair: Pair, rollouts: Rollouts, autocast: Callable) -> None:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import tgpo_lab
-from tgpo_lab import teacher, training
+from tgpo_lab import batch, teacher, training
 from tgpo_lab.errors import InputError
 from tgpo_lab.loop import preparation, student_pass
 from tgpo_lab.loop.stopping import NonFiniteError
@@ -197,6 +197,35 @@ def test_a_teacher_that_is_the_student_gives_no_reverse_kl_and_no_gradient(tiny_
         assert row[column] == pytest.approx(0.0, abs=1e-6), column
     assert row["agreement"] == 1.0
     assert row["gradient_norm"] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["exact-rkl", "gkd", "forward-kl"])
+def test_what_the_loss_projects_is_not_projected_before_it(tiny_config, tmp_path, monkeypatch, name):
+    """The same run with the teacher's output layer once, and once in each of the two phases."""
+    positions, found, true = [], {}, teacher.project_to_vocabulary
+
+    def counted(model, hidden, *size):
+        if not model.get_output_embeddings().weight.requires_grad:
+            positions[-1] += len(hidden)
+        return true(model, hidden, *size)
+
+    monkeypatch.setattr(teacher, "project_to_vocabulary", counted)
+    monkeypatch.setattr(batch, "project_to_vocabulary", counted)
+    options = {"method": make_method(name), "micro_batch_tokens": 64, "measured_positions": 1,
+               "gradient_terms_every": 0}  # fmt: skip
+    for alone in (True, False):
+        positions.append(0)
+        monkeypatch.setattr(type(options["method"]), "asks_for_logits_alone", alone)
+        found[alone] = run(tiny_config(**options, output=str(tmp_path / str(alone))))
+    first, second = found[True].metrics, found[False].metrics
+    tokens, steps = first["tokens"].sum(), first["tokens"].notna().sum()
+    assert positions == [tokens + steps, 2 * tokens + steps]  # one is measured in each step
+    assert largest_difference(found[True], found[False]) == 0
+    for column in METRICS.keys() - {c for c in METRICS if c.startswith("seconds")}:
+        assert first[column].tolist() == pytest.approx(second[column].tolist(), rel=1e-4, abs=1e-6, nan_ok=True), column
+    monkeypatch.setattr(type(options["method"]), "asks_for_logits_alone", True)
+    several = run(tiny_config(**options, mini_batches=2, output=str(tmp_path / "several")))  # looked at without a loss
+    assert several.metrics["kl_sampled"][0] == pytest.approx(first["kl_sampled"][0], rel=1e-4)
 
 
 def test_with_several_updates_the_first_ratio_is_one_and_later_ones_are_clipped(tiny_config, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ class Batch:
     """CPU generator for choices that a method makes."""
     importance_cap: float | None = None
     """Largest importance weight of a token; None for no weights."""
+    teacher_states_only: bool = False
+    """The teacher's answers about single tokens are not there before a loss has asked for its logits."""
 
     @property
     def student_mask(self) -> Tensor:
@@ -90,10 +93,23 @@ class Positions:
         """(1, N, V) student logits, with gradient; the policy is their softmax."""
         self.tokens = self.take(batch.rollouts.responses)
         """(1, N) tokens of the rollouts."""
-        # Both at once, as the softmax over the vocabulary and its gradient cost most.
-        asked_about = torch.stack([self.tokens, self.take(batch.teacher.tokens)], -1)
-        self.logprobs, self.teacher_token_logprobs = token_logprobs(self.logits, asked_about).unbind(-1)
-        """(1, N) log πθ of those tokens and of the teacher's most probable ones, with gradient."""
+
+    @property
+    def logprobs(self) -> Tensor:
+        """(1, N) log πθ of the tokens of the rollouts, with gradient."""
+        return self._logprobs_of_both[0]
+
+    @property
+    def teacher_token_logprobs(self) -> Tensor:
+        """(1, N) log πθ of the teacher's most probable tokens, with gradient."""
+        return self._logprobs_of_both[1]
+
+    @cached_property
+    def _logprobs_of_both(self) -> tuple[Tensor, ...]:
+        # Both at once, as the softmax over the vocabulary and its gradient cost most; a loss over whole distributions
+        # asks for neither.
+        asked_about = torch.stack([self.tokens, self.take(self.batch.teacher.tokens)], -1)
+        return token_logprobs(self.logits, asked_about).unbind(-1)
 
     def take(self, values: Tensor) -> Tensor:
         """Values of these positions: (B, T, …) → (1, N, …)."""
@@ -124,4 +140,9 @@ class Positions:
         states = self.batch.teacher.hidden  # where the teacher is, which may be another device
         with torch.no_grad():
             logits = project_to_vocabulary(self._teacher, states[index.to(states.device)], self._vocabulary_size)
-        return logits.to(self.logits.device).unsqueeze(0)
+            logits = logits.to(self.logits.device)
+            if self.batch.teacher_states_only and where is None:
+                responses = self.batch.rollouts.responses
+                row, step = self._places // responses.shape[1], self._places % responses.shape[1]
+                self.batch.teacher.write_single_tokens(logits, row, step, responses)
+        return logits.unsqueeze(0)

@@ -37,6 +37,24 @@ class TeacherAnswers:
     hidden_index: Tensor | None = None
     """(B, T) int64, row of ``hidden`` for each position, −1 where none was kept."""
 
+    def write_single_tokens(self, logits: Tensor, row: Tensor, step: Tensor, responses: Tensor) -> Tensor:
+        """Put down what logits say of the tokens that stand there and of the most probable ones.
+
+        Args:
+            logits: (N, V), without gradient.
+            row, step: (N,) int64, where each position stands in (B, T).
+            responses: (B, T) int64.
+
+        Returns:
+            (N, V) log-probabilities.
+        """
+        logprobs = logits.log_softmax(-1)
+        best = most_probable(logits)
+        asked_about = torch.stack([responses[row, step], best], -1)  # (N, 2)
+        self.tokens[row, step] = best
+        self.logprobs[row, step], self.confidence[row, step] = logprobs.gather(-1, asked_about).unbind(-1)
+        return logprobs
+
     def to(self, device: torch.device) -> TeacherAnswers:
         """The same with everything on ``device`` but the hidden states, which only the teacher can read."""
         values = {item.name: getattr(self, item.name) for item in fields(self)}
@@ -76,6 +94,7 @@ def ask_teacher(
     top_k: int = 0,
     sampling_seed: int | None = None,
     rows: Tensor | None = None,
+    states_only: bool = False,
 ) -> TeacherAnswers:
     """Run the teacher over the rollouts.
 
@@ -89,6 +108,8 @@ def ask_teacher(
         top_k: K of the top-k lists; 0 for none.
         sampling_seed: if given, a token is drawn from the teacher at each position.
         rows: (N,) int64; only about these. The others' answers are zero, and −1 in ``hidden_index``.
+        states_only: keep the hidden states of ``keep_distribution``, and let whoever projects them later write the
+            answers about single tokens (:meth:`TeacherAnswers.write_single_tokens`).
     """
     mask = rollouts.mask
     answers = TeacherAnswers(
@@ -114,26 +135,25 @@ def ask_teacher(
         part = rollouts.rows(rows)
         part_row, part_step = part.mask.nonzero(as_tuple=True)
         states = response_hidden_states(teacher, part)  # (positions of these rows, H)
-        if keep_distribution is not None and answers.hidden is None:
+        if keep_distribution is not None:
             # At once, not state by state between the logits of two chunks: those would then find no room to reuse.
-            answers.hidden = states.new_empty(room, states.shape[-1])
+            if answers.hidden is None:
+                answers.hidden = states.new_empty(room, states.shape[-1])
+            wanted = keep_distribution[rows[part_row], part_step]
+            count = int(wanted.sum())
+            places = torch.arange(kept, kept + count, device=mask.device)
+            answers.hidden_index[rows[part_row][wanted], part_step[wanted]] = places
+            answers.hidden[kept : kept + count] = states[wanted]
+            kept += count
+        if states_only:
+            continue
         size = positions_at_once(vocabulary_size, states.device)
         chunks = zip(states.split(size), rows[part_row].split(size), part_step.split(size), strict=True)
         for hidden, row, step in chunks:  # N positions; where each stands in (B, T)
             logits = project_to_vocabulary(teacher, hidden, vocabulary_size)  # (N, V)
-            logprobs = logits.log_softmax(-1)
-            best = most_probable(logits)
-            asked_about = torch.stack([rollouts.responses[row, step], best], -1)  # (N, 2)
-            answers.tokens[row, step] = best
-            answers.logprobs[row, step], answers.confidence[row, step] = logprobs.gather(-1, asked_about).unbind(-1)
+            logprobs = answers.write_single_tokens(logits, row, step, rollouts.responses)
             if uniform is not None:
                 answers.sampled_tokens[row, step] = draw_tokens(logits, uniform[row, step])
             if top_k:
                 answers.top_logprobs[row, step], answers.top_tokens[row, step] = logprobs.topk(top_k)
-            if keep_distribution is not None:
-                wanted = keep_distribution[row, step]
-                count = int(wanted.sum())
-                answers.hidden_index[row[wanted], step[wanted]] = torch.arange(kept, kept + count, device=mask.device)
-                answers.hidden[kept : kept + count] = hidden[wanted]
-                kept += count
     return answers

@@ -190,6 +190,8 @@ def _make_steps(
                 student_rollouts, config.measured_positions, generator_for(config.seed, "measured", step)
             )
             keep = student_rollouts.mask if method.needs_distribution else measured
+            # With one update, its loss can have the teacher's output layer compute in place of this phase.
+            states_only = method.asks_for_logits_alone and config.mini_batches * config.passes == 1
             ask = functools.partial(
                 teacher.ask,
                 student_rollouts,
@@ -197,6 +199,7 @@ def _make_steps(
                 top_k=method.top_k,
                 sampling_seed=derived_seed(config.seed, "teacher", step) if method.samples_teacher_tokens else None,
                 rows=own[own < len(student_rollouts)],
+                states_only=states_only,
             )
             asked = micro_batches.fit(student_rollouts, lambda tokens, ask=ask: ask(micro_batch_tokens=tokens))
             batch = Batch(
@@ -209,6 +212,7 @@ def _make_steps(
                 max_new_tokens=config.max_new_tokens,
                 random=generator_for(config.seed, "method", step),
                 importance_cap=config.importance_cap,
+                teacher_states_only=states_only,
             )
             row["teacher_tokens"] = float(sum(map(len, student_rollouts.prompts)) + student_rollouts.lengths.sum())
             row["seconds_teacher"] = clock.lap()

@@ -77,6 +77,12 @@ class Method:
         return False
 
     @property
+    def asks_for_logits_alone(self) -> bool:
+        """Whether all that it wants of the teacher are logits at all of the student's positions, in the loss. Then the
+        teacher's output layer computes once, there."""
+        return False
+
+    @property
     def teacher_traces(self) -> Traces:
         """How many responses the teacher has to write for it each step."""
         return "none"

@@ -70,6 +70,10 @@ class ExactReverseKL(Method):
         return True
 
     @property
+    def asks_for_logits_alone(self) -> bool:
+        return True
+
+    @property
     def logit_tensors(self) -> int:
         return 8
 
@@ -88,6 +92,10 @@ class GeneralizedKnowledgeDistillation(Method):
 
     @property
     def needs_distribution(self) -> bool:
+        return True
+
+    @property
+    def asks_for_logits_alone(self) -> bool:
         return True
 
     @property

@@ -117,6 +117,7 @@ class ServerTeacher:
         top_k: int = 0,
         sampling_seed: int | None = None,
         rows: Tensor | None = None,
+        states_only: bool = False,
     ) -> TeacherAnswers:
         """See :class:`tgpo_lab.teachers.sources.Teacher`. How many tokens it reads at once is the server's affair.
 

@@ -38,6 +38,7 @@ class Teacher(Protocol):
         top_k: int = 0,
         sampling_seed: int | None = None,
         rows: Tensor | None = None,
+        states_only: bool = False,
     ) -> TeacherAnswers:
         """The teacher's answers at every prefix of rollouts; arguments as in :func:`tgpo_lab.teacher.ask_teacher`.
 
@@ -88,6 +89,7 @@ class LocalTeacher:
         top_k: int = 0,
         sampling_seed: int | None = None,
         rows: Tensor | None = None,
+        states_only: bool = False,
     ) -> TeacherAnswers:
         """See :class:`Teacher`."""
         there = device_of(self._pair.teacher)
@@ -100,6 +102,7 @@ class LocalTeacher:
             top_k=top_k,
             sampling_seed=sampling_seed,
             rows=rows,
+            states_only=states_only,
         )
         return answers.to(self._device)
 
