@@ -64,7 +64,7 @@ METRICS: dict[str, Metric] = {
     "seconds_sample": Metric("s", "Time for sampling, the teacher's own responses included.", "The largest part on real models."),
     "seconds_traces": Metric("s", "The part of it for the teacher's own responses, written or read from the cache.", "0 for methods that do not learn from them."),
     "seconds_reward": Metric("s", "Time for decoding and judging.", "Small."),
-    "seconds_teacher": Metric("s", "Time for the teacher's answers: its forward pass, or the server's.", "Below the update's; of a server, it falls with more requests at once."),
+    "seconds_teacher": Metric("s", "Time for the teacher's answers: its forward pass, or the server's. With `exact-rkl`, `gkd`, `forward-kl` and one update a batch, its output layer counts in the update, which needs it.", "Below the update's; of a server, it falls with more requests at once."),
     "seconds_update": Metric("s", "Time for the student's forward and backward passes and the optimiser.", ""),
     "seconds_measure": Metric("s", "Time for held-out accuracy and whole-distribution measurements.", ""),
     "seconds_save": Metric("s", "Time for the previous step's checkpoint.", ""),
