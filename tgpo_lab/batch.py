@@ -134,7 +134,10 @@ class Positions:
         return truncated_importance_weights(self.behaviour_logprobs, self.take(drawn_under), cap)
 
     def teacher_logits(self, where: Tensor | None = None) -> Tensor:
-        """(1, N, V) teacher logits, or only those of the positions ``where`` (N,) bool."""
+        """(1, N, V) teacher logits, or only those of the positions ``where`` (N,) bool.
+
+        Where the batch has the teacher's states only, all logits bring the answers about single tokens with them.
+        """
         index = self.take(self.batch.teacher.hidden_index).squeeze(0)
         index = index if where is None else index[where]
         states = self.batch.teacher.hidden  # where the teacher is, which may be another device

@@ -133,22 +133,22 @@ def ask_teacher(
     for split in split_rows(rollouts.rows(asked), micro_batch_tokens):
         rows = asked[split]
         part = rollouts.rows(rows)
-        part_row, part_step = part.mask.nonzero(as_tuple=True)
+        row_of_part, step = part.mask.nonzero(as_tuple=True)
+        row = rows[row_of_part]
         states = response_hidden_states(teacher, part)  # (positions of these rows, H)
         if keep_distribution is not None:
             # At once, not state by state between the logits of two chunks: those would then find no room to reuse.
             if answers.hidden is None:
                 answers.hidden = states.new_empty(room, states.shape[-1])
-            wanted = keep_distribution[rows[part_row], part_step]
+            wanted = keep_distribution[row, step]
             count = int(wanted.sum())
-            places = torch.arange(kept, kept + count, device=mask.device)
-            answers.hidden_index[rows[part_row][wanted], part_step[wanted]] = places
+            answers.hidden_index[row[wanted], step[wanted]] = torch.arange(kept, kept + count, device=mask.device)
             answers.hidden[kept : kept + count] = states[wanted]
             kept += count
         if states_only:
             continue
         size = positions_at_once(vocabulary_size, states.device)
-        chunks = zip(states.split(size), rows[part_row].split(size), part_step.split(size), strict=True)
+        chunks = zip(states.split(size), row.split(size), step.split(size), strict=True)
         for hidden, row, step in chunks:  # N positions; where each stands in (B, T)
             logits = project_to_vocabulary(teacher, hidden, vocabulary_size)  # (N, V)
             logprobs = answers.write_single_tokens(logits, row, step, rollouts.responses)
