@@ -3,6 +3,7 @@
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,21 @@ def test_a_floor_is_operations_by_rate():
     own = product.operations / rates.rate(product) + 100 / rates.best
     assert rates.floor_of_own_shapes(work) == pytest.approx(own)
     assert rates.floor_of_own_shapes(work) >= rates.floor(work)
+    assert rates.floor_of_mm(work) == pytest.approx(work.operations / rates.best_of_mm)
+    assert rates.best_of_mm <= rates.best
+
+
+@pytest.mark.parametrize(
+    "device, dtype, slow, faster",
+    [("cpu", torch.float32, True, True), ("cpu", torch.float32, False, False), ("cpu", torch.bfloat16, True, False)],
+)
+def test_the_faster_library_gives_the_rate_where_the_loop_uses_it(device, dtype, slow, faster, monkeypatch):
+    monkeypatch.setattr("tgpo_lab.operations.mkl_is_slow", lambda: slow)
+    monkeypatch.setattr("tgpo_lab.operations.product_by_onednn", lambda left, right: time.sleep(1e-3))
+    monkeypatch.setattr("tgpo_lab.operations.SQUARE", 1024)  # 2 · 10⁹ operations, which no CPU makes in that time
+    rates = MatrixRates(device, dtype)
+    assert (rates.best > 2 * rates.best_of_mm) == faster
+    assert (rates.best == rates.best_of_mm) != faster
 
 
 class OutputTypes(TorchDispatchMode):
@@ -244,6 +260,8 @@ def test_a_small_case_is_measured_through_the_loop(in_this_process):
         assert row["tokens_per_second"] == pytest.approx(2 * 2 * 6 / row["seconds"])
         assert row["ratio_to_floor"] == pytest.approx(row["seconds"] / row["floor_seconds"])
         assert row["floor_seconds"] <= row["floor_of_own_shapes_seconds"]
+        assert row["ratio_to_floor_of_mm"] == pytest.approx(row["seconds"] / row["floor_of_mm_seconds"])
+        assert row["ratio_to_floor_of_mm"] <= row["ratio_to_floor"]
 
 
 def test_the_floor_of_sampling(in_this_process, monkeypatch):

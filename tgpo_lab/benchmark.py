@@ -52,7 +52,7 @@ def measure_case(
 
     Returns:
         Plain values: seconds (median, smallest and largest), tokens per second of the student's response
-        tokens, operations, both floors in seconds; the sampling, the update and the teacher's share each by
+        tokens, operations, three floors in seconds; the sampling, the update and the teacher's share each by
         itself; operations and bytes per second of this machine; and peak memory in bytes.
 
     Raises:
@@ -85,7 +85,8 @@ def measure_case(
     byte_floor = bytes_read / bytes_per_second
     own_shapes = {phase: rates.floor_of_own_shapes(work[phase]) for phase in PHASES}
     floors = {phase: rates.floor(work[phase]) for phase in PHASES}
-    for floors_of in (floors, own_shapes):
+    of_mm = {phase: rates.floor_of_mm(work[phase]) for phase in PHASES}
+    for floors_of in (floors, own_shapes, of_mm):
         floors_of["sample"] = floor_of_sampling(device, floors_of["sample"], byte_floor)
     timed = {phase: bare[f"seconds_{phase}"] for phase in PHASES}
     timed["step"] = bare[[f"seconds_{phase}" for phase in (*PHASES, "reward")]].sum(axis=1)
@@ -93,7 +94,7 @@ def measure_case(
     rows = {}
     for name, seconds in timed.items():
         counted = [name] if name in PHASES else list(PHASES)
-        floor, floor_own = (sum(of_phase[phase] for phase in counted) for of_phase in (floors, own_shapes))
+        floor, floor_own, floor_mm = (sum(f[phase] for phase in counted) for f in (floors, own_shapes, of_mm))
         median = float(seconds.median())
         rows[name] = {
             "seconds": median,
@@ -105,6 +106,8 @@ def measure_case(
             "ratio_to_floor": median / floor,
             "floor_of_own_shapes_seconds": floor_own,
             "ratio_to_floor_of_own_shapes": median / floor_own,
+            "floor_of_mm_seconds": floor_mm,
+            "ratio_to_floor_of_mm": median / floor_mm,
         }
     return {
         "case": case.name,
@@ -123,7 +126,12 @@ def measure_case(
         },
         "update": utilisation(work, rows["update"]["seconds"], rates.best, config.gradient_checkpointing),
         "teacher_share": float((timed["teacher"] / timed["step"]).median()),
-        "rates": {"square": rates.square, "best": rates.best, "bytes_per_second": bytes_per_second},
+        "rates": {
+            "square": rates.square,
+            "best": rates.best,
+            "best_of_mm": rates.best_of_mm,
+            "bytes_per_second": bytes_per_second,
+        },
         **{name: max(size, whole_memory[name]) if size else None for name, size in bare_memory.items()},
     }
 

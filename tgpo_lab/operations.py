@@ -24,6 +24,9 @@ which these operations do not count and the hardware's utilisation does:
 
 The rate is the best one measured, on a large square product or on one of the models' own. Small
 products are slower on any machine, so a second floor takes each product at the rate of its own shape.
+Where the loop has another library than torch.mm make float32 products
+(:mod:`tgpo_lab.models.onednn_linear`), both are measured and the faster one counts; a third floor takes
+the best rate of torch.mm alone.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .loop.clock import Clock
+from .models.onednn_linear import mkl_is_slow, product_by_onednn
 from .models.policy import head_width
 
 PHASES = ("sample", "teacher", "update")
@@ -163,7 +167,9 @@ class MatrixRates:
         self._device, self._dtype = torch.device(device), dtype
         on_gpu = self._device.type == "cuda"
         self._longest, self._calls = (LONGEST_TIMED_ON_GPU, CALLS_ON_GPU) if on_gpu else (LONGEST_TIMED, 1)
+        self._onednn = self._device.type == "cpu" and dtype == torch.float32 and mkl_is_slow()
         self._known: dict[tuple[int, int, int], float] = {}
+        self._of_mm: list[float] = []
         side = SQUARE_ON_GPU if on_gpu else SQUARE
         self.square = self.rate(Product(side, side, side))
 
@@ -172,23 +178,40 @@ class MatrixRates:
         """The highest rate measured so far."""
         return max(self._known.values())
 
+    @property
+    def best_of_mm(self) -> float:
+        """The highest rate of torch.mm measured so far."""
+        return max(self._of_mm)
+
     def rate(self, product: Product) -> float:
-        """Operations per second: the best of several runs."""
+        """Operations per second: the best of several runs, of the fastest way that the loop knows."""
         shape = tuple(min(side, self._longest) for side in (product.rows, product.inner, product.columns))
         if shape not in self._known:
             rows, inner, columns = shape
             options = {"device": self._device, "dtype": self._dtype}
             left, right = (torch.randn(size, **options) for size in ((rows, inner), (columns, inner)))
             result = torch.empty(rows, columns, **options)  # fresh memory would be timed as well
-            times: list[float] = []
-            while len(times) < 4 or sum(times) * self._calls < 0.05:
-                times.append(seconds_of(lambda: torch.mm(left, right.t(), out=result), self._device, self._calls))
-            self._known[shape] = 2 * rows * inner * columns / min(times)
+            operations = 2 * rows * inner * columns
+            rates = [self._measured(lambda: torch.mm(left, right.t(), out=result), operations)]
+            self._of_mm.append(rates[0])
+            if self._onednn:
+                rates.append(self._measured(lambda: product_by_onednn(left, right), operations))
+            self._known[shape] = max(rates)
         return self._known[shape]
+
+    def _measured(self, call: Callable[[], object], operations: int) -> float:
+        times: list[float] = []
+        while len(times) < 4 or sum(times) * self._calls < 0.05:
+            times.append(seconds_of(call, self._device, self._calls))
+        return operations / min(times)
 
     def floor(self, work: Work) -> float:
         """Seconds that the work takes at the best rate."""
         return work.operations / self.best
+
+    def floor_of_mm(self, work: Work) -> float:
+        """Seconds that the work takes at the best rate of torch.mm."""
+        return work.operations / self.best_of_mm
 
     def floor_of_own_shapes(self, work: Work) -> float:
         """Seconds that the work takes with each product at the rate of its own shape."""

@@ -27,6 +27,7 @@ from ..parallel.placement import require_device
 from ..progress_bars import hide_bars_of_weights
 from ..tasks.prompt_format import PLAIN, PromptFormat
 from .lora import CONFIGURATION
+from .onednn_linear import mkl_is_slow, use_onednn
 from .policy import check_projection
 from .positions import set_positions
 from .shared_vocabulary import named_end_tokens, share_vocabulary, shared_end_tokens
@@ -273,7 +274,10 @@ def load_model(
         if is_out_of_memory(error):
             raise
         raise InputError(_cannot_load("model", path, error)) from error
-    return (model if device is None else model.to(device)).eval()
+    model = (model if device is None else model.to(device)).eval()
+    if model.device.type == "cpu" and mkl_is_slow():
+        use_onednn(model)
+    return model
 
 
 def load_without_weights(path: str | Path) -> PreTrainedModel:

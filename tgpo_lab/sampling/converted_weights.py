@@ -13,6 +13,8 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from ..models.onednn_linear import is_plain_linear
+
 
 class ConvertedWeights:
     """Copies of the weights of a model's linear layers, as large as half of them. They stay where they are in memory,
@@ -26,7 +28,7 @@ class ConvertedWeights:
         """
         # Of an output layer that shares its weight with the embeddings, this one is replaced and that one is not:
         # embeddings are no product, and stay as exact as they are under autocast.
-        self._layers = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.dtype == torch.float32]
+        self._layers = [m for m in model.modules() if is_plain_linear(m) and m.weight.dtype == torch.float32]
         self._copies: list[torch.nn.Parameter] = []
 
     @contextmanager

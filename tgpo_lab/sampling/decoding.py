@@ -17,6 +17,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from ..errors import InputError
 from ..models.attention import attention
 from ..models.known_decoders import Projection, is_known_decoder, read_layer, rms_norm, rotations
+from ..models.onednn_linear import is_plain_linear
 from ..parallel.placement import device_of
 
 MOST_ROUNDING = 0.25
@@ -168,7 +169,7 @@ def _joined(*projections: torch.nn.Module) -> Projection | None:
     """Several projections of the same input as one product: on a CPU, where the copy of the weights is small beside
     what a call costs, and where they are plain, as adapters and hooks have to be called."""
     if not all(
-        type(p) is torch.nn.Linear and p.weight.device.type == "cpu" and not (p._forward_hooks or p._forward_pre_hooks)
+        is_plain_linear(p) and p.weight.device.type == "cpu" and not (p._forward_hooks or p._forward_pre_hooks)
         for p in projections
     ):
         return None
