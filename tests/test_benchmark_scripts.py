@@ -68,6 +68,23 @@ def test_sampling_beside_its_floor(tmp_path):
     assert README.read_bytes() == before
 
 
+def test_a_step_beside_its_floors(tmp_path):
+    before, output = README.read_bytes(), tmp_path / "floor.json"
+    run = run_script("step_floor.py", "--cases", "tiny", "--steps", "1", "--warmup-steps", "1", "--runs", "1",
+                     "--output", output)  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    result = json.loads(output.read_text(encoding="utf-8"))
+    assert result["made_by"]["processor"] in run.stdout
+    step = result["cases"][0]["rows"]["step"]
+    lines = [line for line in run.stdout.splitlines() if line.startswith("| tiny | step |")]
+    cells = [cell.strip() for cell in lines[0].strip("|").split("|")]
+    told = [f"{step[f'{x}_seconds']:.3f}" for x in ("floor", "floor_of_mm")]
+    assert [cells[3], cells[5]] == told
+    assert float(cells[4]) == pytest.approx(step["seconds"] / step["floor_seconds"], abs=0.006)
+    assert float(cells[6]) == pytest.approx(step["seconds"] / step["floor_of_mm_seconds"], abs=0.006)
+    assert README.read_bytes() == before
+
+
 # ── What cannot work ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -89,6 +106,7 @@ def without_vllm(tmp_path):
         ("sampling.py", ["--paths", "growing", "vllm"], "engine is vllm, but vLLM is not installed: pip install "),
         ("against_trl.py", ["--rounds", "0"], "rounds must be 1 or more, but is 0."),
         ("against_trl.py", ["--cases", "small", "--engine", "vllm"], "engine is vllm, but vLLM is not installed: pip "),
+        ("step_floor.py", ["--steps", "0"], "steps must be 1 or more, but is 0."),
         ("loss_memory.py", ["--repeats", "0"], "repeats must be 1 or more, but is 0."),
         ("loss_memory.py", ["--tokens", "0"], "tokens must be 1 or more, but is 0."),
         ("loss_memory.py", ["--vocabulary-size", "1"], "vocabulary_size must be 2 or more, but is 1."),

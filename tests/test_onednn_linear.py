@@ -270,18 +270,11 @@ def test_loaded_models_have_these_layers_where_mkl_is_slow(slow, tmp_path, monke
         ("Intel Xeon", "AVX512", True, True, False),
         ("AMD EPYC", "AVX512", False, True, False),
         ("AMD EPYC", "AVX512", True, False, False),
-        (None, "AVX512", True, True, False),
     ],
 )
 def test_which_machines_those_are(processor, vectors, mkl, onednn, slow, monkeypatch):
-    named = {} if processor is None else {"cpu_name": processor}
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: named)
+    monkeypatch.setattr(onednn_linear, "processor_name", lambda: processor)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: vectors)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: onednn)
     assert mkl_is_slow() is slow
-
-
-def test_a_pytorch_that_tells_nothing_of_its_processor(monkeypatch):
-    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not mkl_is_slow()

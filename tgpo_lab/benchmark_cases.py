@@ -24,6 +24,11 @@ ENGINES: dict[str, dict[str, object]] = {
 """Ways to sample, as fields of :class:`tgpo_lab.config.TrainConfig`."""
 
 
+ALL_AT_ONCE = 2**14
+"""Tokens of a micro-batch that holds a whole batch of the small and the larger case: with it a step took 0.95 and 0.97
+of the time that it takes with the default of 4,096."""
+
+
 @dataclass(frozen=True)
 class Case:
     """What is timed."""
@@ -75,12 +80,12 @@ CASES = {
         Case(
             "small",
             RandomPair(Dimensions(64, 2, 4), Dimensions(128, 3, 4), vocabulary_size=2048, prompt_tokens=9),
-            {"prompts_per_step": 16, "group_size": 8, "max_new_tokens": 64},
+            {"prompts_per_step": 16, "group_size": 8, "max_new_tokens": 64, "micro_batch_tokens": ALL_AT_ONCE},
         ),
         Case(
             "larger",
             RandomPair(Dimensions(256, 4, 4), Dimensions(512, 6, 8), vocabulary_size=8192, prompt_tokens=9),
-            {"prompts_per_step": 8, "group_size": 8, "max_new_tokens": 96},
+            {"prompts_per_step": 8, "group_size": 8, "max_new_tokens": 96, "micro_batch_tokens": ALL_AT_ONCE},
         ),
         # Stands in on a CPU for the two after it, which want a card of 80 GB: all that they do, in small.
         _real(

@@ -24,9 +24,16 @@ def provenance(device: torch.device | None = None) -> dict[str, object]:
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
         "platform": f"{platform.system()} {platform.machine()}",
         "device": _device_name(device),
+        "processor": processor_name(),
         "threads": torch.get_num_threads(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def processor_name() -> str:
+    """What the CPU calls itself, as "AMD EPYC"; empty where that cannot be known."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # which the oldest PyTorch allowed may lack
+    return str(capabilities.get("cpu_name") or platform.processor())
 
 
 def _device_name(device: torch.device | None) -> str:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..provenance import processor_name
+
 LEAST_ROWS, LEAST_MULTIPLY_ADDS = 128, 2**25
 """Of a product that oneDNN makes sooner. A shape that has not been seen costs about 2 ms, forward and backward."""
 LARGEST_WEIGHT = 2**23
@@ -20,9 +22,8 @@ LARGEST_WEIGHT = 2**23
 
 def mkl_is_slow() -> bool:
     """Whether PyTorch makes float32 products with MKL here, on a processor of AMD with AVX-512, and has oneDNN."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # which the oldest PyTorch allowed may lack
     return (
-        str(capabilities.get("cpu_name")).startswith("AMD")
+        processor_name().startswith("AMD")
         and torch.backends.cpu.get_cpu_capability() == "AVX512"
         and torch.backends.mkl.is_available()
         and torch.backends.mkldnn.is_available()
