@@ -35,8 +35,8 @@ class Options:
     warmup_steps: int = 2
     """Steps before them that do not."""
     runs: int = 3
-    """Times that each case is measured; the run with the middle step is kept. A virtual machine's two processors can be
-    near to each other or far from each other, which changes what small operations take, and stays for minutes."""
+    """Times that each case is measured; the run with the middle step is shown. What small operations take can change from
+    run to run on a virtual machine, and stay so for minutes."""
     output: Path = OWN_FILE
     """A JSON file for the numbers. The table goes into README.md if they go to their own file."""
 
@@ -56,6 +56,7 @@ def main(options: Options) -> None:
             runs.append(measure_case(CASES[name], steps=options.steps, warmup_steps=options.warmup_steps))
         runs.sort(key=lambda run: run["rows"]["step"]["seconds"])
         of_runs = {key: [run["rows"]["step"][key] for run in runs] for key in RATIOS}
+        of_runs["seconds_sample"] = [run["rows"]["sample"]["seconds"] for run in runs]
         found.append({**runs[len(runs) // 2], "of_runs": of_runs})
     result = {"cases": found, "made_by": provenance()}
     keep_results(result, table(result), options.output, OWN_FILE, "floor table")
@@ -78,15 +79,22 @@ def table(result: dict) -> str:
     rates = "; ".join(
         f"{case['case']}: {case['rates']['best'] / 1e9:,.0f} × 10⁹ operations a second, "
         f"{case['rates']['best_of_mm'] / 1e9:,.0f} by torch.mm, step "
-        + " and ".join(", ".join(f"{ratio:.2f}" for ratio in case["of_runs"][key]) + " ×" for key in RATIOS)
+        + " and ".join(f"{listed(case['of_runs'][key], 2)} ×" for key in RATIOS)
+        + f", sampling {listed(case['of_runs']['seconds_sample'], 3)} s"
         for case in result["cases"]
     )
     made_by, first = result["made_by"], result["cases"][0]
     return "\n".join(lines) + (
         f"\n\nMedian of {first['steps']} steps (smallest–largest) of the run with the middle step, "
         f"{first['config']['precision']}, {made_by['processor']}, {made_by['threads']} threads, torch "
-        f"{made_by['versions']['torch']}. Rates of that run, and both ratios of a step in every run, {rates}."
+        f"{made_by['versions']['torch']}. Rates of that run, and of every run both ratios of a step and the seconds of "
+        f"sampling, {rates}."
     )
+
+
+def listed(numbers: list[float], digits: int) -> str:
+    """As text, so many digits after the point."""
+    return ", ".join(f"{number:.{digits}f}" for number in numbers)
 
 
 if __name__ == "__main__":

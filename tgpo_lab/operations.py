@@ -38,7 +38,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .loop.clock import Clock
-from .models.onednn_linear import mkl_is_slow, product_by_onednn
+from .models.onednn_linear import mkl_is_slow, product_by_onednn, suits_onednn
 from .models.policy import head_width
 
 PHASES = ("sample", "teacher", "update")
@@ -190,11 +190,11 @@ class MatrixRates:
             rows, inner, columns = shape
             options = {"device": self._device, "dtype": self._dtype}
             left, right = (torch.randn(size, **options) for size in ((rows, inner), (columns, inner)))
-            result = torch.empty(rows, columns, **options)  # fresh memory would be timed as well
+            result = torch.empty(rows, columns, **options)  # for torch.mm: fresh memory would be timed as well
             operations = 2 * rows * inner * columns
             rates = [self._measured(lambda: torch.mm(left, right.t(), out=result), operations)]
             self._of_mm.append(rates[0])
-            if self._onednn:
+            if self._onednn and suits_onednn(*shape):
                 rates.append(self._measured(lambda: product_by_onednn(left, right), operations))
             self._known[shape] = max(rates)
         return self._known[shape]

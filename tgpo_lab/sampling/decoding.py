@@ -17,7 +17,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from ..errors import InputError
 from ..models.attention import attention
 from ..models.known_decoders import Projection, is_known_decoder, read_layer, rms_norm, rotations
-from ..models.onednn_linear import is_plain_linear
+from ..models.onednn_linear import OneDnnLinear, is_plain_linear, linear
 from ..parallel.placement import device_of
 
 MOST_ROUNDING = 0.25
@@ -179,4 +179,5 @@ def _joined(*projections: torch.nn.Module) -> Projection | None:
     bias = None if biases[0] is None else torch.cat(biases)
     if torch.is_autocast_enabled("cpu"):  # which remembers what it cast of parameters only
         weight = weight.to(torch.get_autocast_dtype("cpu"))
-    return lambda values: F.linear(values, weight, bias).split(widths, -1)
+    product = linear if type(projections[0]) is OneDnnLinear else F.linear
+    return lambda values: product(values, weight, bias).split(widths, -1)
