@@ -35,8 +35,8 @@ class Options:
     warmup_steps: int = 2
     """Steps before them that do not."""
     runs: int = 3
-    """Times that each case is measured; the run with the middle step is shown. What small operations take can change from
-    run to run on a virtual machine, and stay so for minutes."""
+    """Times that each case is measured; the run with the middle step is shown. On a virtual machine the time of small
+    operations can change from run to run, and stay so for minutes."""
     output: Path = OWN_FILE
     """A JSON file for the numbers. The table goes into README.md if they go to their own file."""
 

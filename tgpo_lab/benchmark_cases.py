@@ -25,9 +25,9 @@ ENGINES: dict[str, dict[str, object]] = {
 
 
 ALL_AT_ONCE = 2**14
-"""Tokens of a micro-batch that holds a whole batch of the small and of the larger case. In two trials with it and with the
-default of 4,096, one after the other, teacher and update together took 0.90 and 0.85 of the time on the small case, and
-0.92 in one on the larger, with a third more memory."""
+"""Tokens of a micro-batch that holds a whole batch of the small and of the larger case. In trials beside the default of
+4,096, teacher and update together took 0.90 and 0.85 of the time on the small case, and 0.92 on the larger one, with a
+third more memory."""
 
 
 @dataclass(frozen=True)

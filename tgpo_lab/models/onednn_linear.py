@@ -71,12 +71,14 @@ def linear(values: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     Returns:
         (…, outputs).
     """
+    outputs, inputs = weight.shape
     if (
-        not torch.compiler.is_compiling()  # a compiler chooses by itself, and cannot read what is asked here
+        values.numel() * outputs >= LEAST_MULTIPLY_ADDS  # first what most products of sampling are decided by
+        and not torch.compiler.is_compiling()  # a compiler chooses by itself, and cannot read what is asked here
         and values.device.type == "cpu"
         and values.dtype == weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")  # under which oneDNN makes all products already, in bfloat16
-        and suits_onednn(values.numel() // weight.shape[1], *weight.t().shape)
+        and suits_onednn(values.numel() // inputs, inputs, outputs)
     ):
         return product_by_onednn(values, weight, bias)
     return F.linear(values, weight, bias)
