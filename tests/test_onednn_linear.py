@@ -118,7 +118,13 @@ def test_a_gradient_without_memory_of_its_own_and_one_that_is_not_asked_for(two_
     values, weight = random(600, 64, seed=1).requires_grad_(), random(96, 64, seed=2)
     product_by_onednn(values, weight).sum().backward()  # which gives one number for all places
     torch.testing.assert_close(values.grad, weight.sum(0).expand(600, 64))
+    values.grad, upstream = None, random(96, 600, seed=3)
+    (product_by_onednn(values, weight).t() * upstream).sum().backward()  # which gives them in another order
+    torch.testing.assert_close(values.grad, upstream.t() @ weight, rtol=1e-4, atol=1e-4)
     alone = weight.clone().requires_grad_()
+    (product_by_onednn(values.detach(), alone).t() * upstream).sum().backward()
+    torch.testing.assert_close(alone.grad, upstream @ values.detach(), rtol=1e-4, atol=1e-4)
+    alone.grad = None
     product_by_onednn(values.detach(), alone).sum().backward()
     torch.testing.assert_close(alone.grad, values.detach().sum(0).expand(96, 64), rtol=1e-4, atol=1e-4)
 
@@ -183,6 +189,10 @@ def test_only_products_that_suit_become_convolutions(two_threads):
     assert (of_large.number, of_small.number) == (1, 0)
     assert of_large.by_onednn == torch.backends.mkldnn.is_available()
     torch.testing.assert_close(product, usual(large), rtol=1e-4, atol=1e-5)
+    few, wide = random(4, LEAST_ROWS // 8, 4096), random(1024, 4096, seed=1)  # as many numbers, in half of the rows
+    with Convolutions() as of_few:
+        linear(few, wide)
+    assert of_few.number == 0
 
 
 def test_other_types_stay_as_they_were(two_threads):
