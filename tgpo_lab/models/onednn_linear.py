@@ -115,7 +115,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
         values, weight = ctx.saved_tensors
-        gradient = gradient.contiguous()
+        gradient = gradient.contiguous()  # once for both products
         of_values, of_weight, of_bias = ctx.needs_input_grad
         return (
             _as_convolution(gradient, weight.t()) if of_values else None,
