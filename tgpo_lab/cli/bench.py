@@ -93,7 +93,7 @@ def _show(result: dict) -> None:
         f"  machine  {rates['best'] / 1e9:,.0f} billion operations (torch.mm {rates['best_of_mm'] / 1e9:,.0f}), "
         f"{rates['bytes_per_second'] / 1e9:,.0f} billion bytes a second"
     )
-    table = Table(box=SIMPLE, pad_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False, collapse_padding=True)  # within 80 columns
     for column in ("phase", "seconds", "least–most", "tokens/s", "floor", "× floor", "× own", "× mm"):
         table.add_column(column, justify="left" if column == "phase" else "right", no_wrap=True)
     for name, row in result["rows"].items():

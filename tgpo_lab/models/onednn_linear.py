@@ -6,7 +6,7 @@ with PyTorch, makes 480. PyTorch hands oneDNN convolutions, and a product is one
 of width 1. Nothing is rounded to fewer digits.
 
 oneDNN rearranges the weight for each product, in memory of its own: as much as the weight takes in the forward pass,
-twice that in the backward pass. And it keeps the code that it makes for a shape, in all up to some hundred MiB.
+twice that in the backward pass. And it keeps the code that it makes for a shape, up to about 100 MiB in all.
 """
 
 from __future__ import annotations
